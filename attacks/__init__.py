@@ -1,0 +1,1 @@
+"""What steals a target: one file an attack."""

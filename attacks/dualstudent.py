@@ -1,0 +1,166 @@
+"""Dual Student: two students disagree where the victim is not yet known, so ask there."""
+
+import copy
+from dataclasses import dataclass
+from itertools import combinations
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..components import Paper, param
+from ..targets.blackbox import Victim
+from .averages import MovingAverage
+from .base import Attack, AttackContext, AttackTraits, StepReport
+from .generators import build_generator
+from .learning import (
+    OptimizerName,
+    Schedule,
+    build_optimizer,
+    decay,
+    descend,
+    imitation_loss,
+    progress,
+    set_lr,
+)
+
+
+@dataclass(kw_only=True)
+class DualStudent(Attack):
+    """Train students on the same answers, and a generator to make images they disagree on.
+
+    By the triangle inequality |S1 - T| + |S2 - T| >= |S1 - S2|: raising the students' disagreement raises a lower
+    bound on their distance from the victim, and needs no query (Beetham, Kardan, Mian and Shah, ICLR 2023,
+    arXiv 2309.10058). Each step makes one generator step without queries and ``student_steps`` student batches.
+    The clone is the first student's moving average.
+
+    Where the victim's interface declares labels only, students learn by cross-entropy; the generator's objective
+    stays the L1 distance of the students' logits, as in the released code.
+
+    Deviations: pixels are in [0, 1] (the released code feeds tanh's range to a victim trained on normalized
+    images); released probabilities are floored before the logarithm; the reported clone is the last one, not the
+    best on the test set; a moving average is kept of the first student only, since the others' are never used.
+    """
+
+    traits: ClassVar[AttackTraits] = AttackTraits(
+        threat_model="data-free", access="either", queries_per_step="5 B"
+    )
+    paper: ClassVar[Paper] = Paper(
+        key="beetham2023dual",
+        title="Dual Student Networks for Data-Free Model Stealing",
+        authors="Beetham, James and Kardan, Navid and Mian, Ajmal and Shah, Mubarak",
+        year=2023,
+        venue="International Conference on Learning Representations",
+        arxiv="2309.10058",
+    )
+
+    students: int = param(2, "how many students; with more than two, all pairs count alike", ge=2)
+    batch: int = param(256, "images per student batch and generator step", ge=1)
+    student_steps: int = param(5, "student batches, each queried, per generator step", ge=1)
+    optimizer: OptimizerName = param("sgd", "the students' optimizer: sgd (momentum 0.9) or adam")
+    lr_student: float = param(0.3, "the students' learning rate at the start", gt=0)
+    weight_decay: float = param(5e-4, "the students' weight decay", ge=0)
+    lr_generator: float = param(1e-4, "the generator's learning rate at the start (Adam)", gt=0)
+    schedule: Schedule = param("multistep", "decay of both rates over the budget: multistep, cosine, constant")
+    latent: int = param(256, "length of the generator's latent vectors", ge=1)
+    width: int = param(128, "channels of the generator", ge=2)
+    generator_step: Literal["post_tanh", "pre_tanh"] = param(
+        "post_tanh", "where disagreement is raised: on the queried images, or (released code) before tanh"
+    )
+    ema: float = param(0.9, "momentum of the first student's moving average", ge=0, lt=1)
+    ema_every: int = param(10, "student batches between updates of the moving average", ge=1)
+    floor: float = param(1e-7, "smallest probability that the logarithm sees", gt=0, lt=0.1)
+
+    def setup(self, victim: Victim, context: AttackContext) -> None:
+        """Build the students, the generator, their optimizers and the moving average."""
+        super().setup(victim, context)
+        self.networks = [context.new_clone(f"student {i}") for i in range(self.students)]
+        self.generator = build_generator(
+            victim.image_shape,
+            latent=self.latent,
+            width=self.width,
+            seed=context.stream("generator"),
+            device=context.device,
+        )
+        self.latents = context.generator("latents")
+        self.student_optimizers = [
+            build_optimizer(
+                self.optimizer, network.parameters(), lr=self.lr_student, weight_decay=self.weight_decay
+            )
+            for network in self.networks
+        ]
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=self.lr_generator)
+        self.average = MovingAverage(self.networks[0], self.ema)
+        self.batches_seen = 0
+
+    def step(self) -> StepReport:
+        """One generator step, then student batches as far as the budget goes."""
+        if self.victim.remaining == 0:
+            return StepReport(done=True)
+        self._follow_schedule()
+        disagreement = self._generator_step()
+        for _ in range(self.student_steps):
+            count = min(self.batch, self.victim.remaining)
+            if count == 0:
+                break
+            loss = self._student_step(count)
+        return StepReport(
+            done=self.victim.remaining == 0, losses={"student": loss, "disagreement": disagreement}
+        )
+
+    def clone(self) -> nn.Module:
+        """The first student's moving average, or the student itself before the first update."""
+        network = self.average.shadow if self.average.updates else self.networks[0]
+        return copy.deepcopy(network).eval()
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, float]:
+        """The students' disagreement on fresh images: L1 of their logits."""
+        probe = torch.Generator(self.context.device).manual_seed(self.context.stream("diagnostics"))
+        images = self.generator.eval()(self.generator.sample(256, probe))
+        return {"disagreement_l1": float(_disagreement([network.eval()(images) for network in self.networks]))}
+
+    # ------------------------------------------------------------------------------------ one iteration
+
+    def _follow_schedule(self) -> None:
+        factor = decay(self.schedule, progress(self.victim))
+        set_lr(self.generator_optimizer, self.lr_generator * factor)
+        for optimizer in self.student_optimizers:
+            set_lr(optimizer, self.lr_student * factor)
+
+    def _generator_step(self) -> Tensor:
+        """Raise the students' disagreement. No query; the students' weights and statistics stay."""
+        self.generator.train()
+        latents = self.generator.sample(self.batch, self.latents)
+        post = self.generator_step == "post_tanh"
+        images = self.generator(latents) if post else self.generator.before_tanh(latents)
+        for network in self.networks:
+            network.eval().requires_grad_(False)
+        disagreement = _disagreement([network(images).float() for network in self.networks])
+        descend(self.generator_optimizer, -disagreement)
+        for network in self.networks:
+            network.requires_grad_(True)
+        return disagreement.detach()
+
+    def _student_step(self, count: int) -> Tensor:
+        """Query one batch and train every student on the same answers."""
+        with torch.no_grad():
+            images = self.generator.eval()(self.generator.sample(count, self.latents))
+        answers = self.victim.query(images)
+        losses = []
+        for network, optimizer in zip(self.networks, self.student_optimizers, strict=True):
+            logits = network.train()(images)
+            loss = imitation_loss(
+                logits, answers, floor=self.floor, labels_only=self.victim.labels_only
+            ).mean()
+            descend(optimizer, loss)
+            losses.append(loss.detach())
+        self.batches_seen += 1
+        if self.batches_seen % self.ema_every == 0:
+            self.average.update(self.networks[0])
+        return torch.stack(losses).mean()
+
+
+def _disagreement(logits: list[Tensor]) -> Tensor:
+    """Mean over pairs, images and classes of the absolute difference of logits."""
+    return torch.stack([(a - b).abs().mean() for a, b in combinations(logits, 2)]).mean()

@@ -1,0 +1,77 @@
+"""What students learn from answers: targets, losses, optimizers and schedules, shared by the attacks.
+
+Everything here is in float32 whatever the networks compute in: logarithms and L1 targets do not survive less.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..targets.blackbox import Victim
+
+Schedule = Literal["multistep", "cosine", "constant"]
+OptimizerName = Literal["sgd", "adam"]
+
+
+def recover_logits(probs: Tensor, floor: float) -> Tensor:
+    """Mean-centered log-probabilities (N, K): the victim's logits up to a constant per image.
+
+    Softmax is shift invariant, so centering fixes the constant (Truong et al., CVPR 2021, section 3.3). The
+    official implementations take the logarithm of unreleased logits; released answers hold exact zeros, so
+    probabilities are floored first, and the floor is a recorded hyperparameter because it sets the scale.
+    """
+    logs = probs.clamp_min(floor).log()
+    return logs - logs.mean(dim=1, keepdim=True)
+
+
+def imitation_loss(logits: Tensor, answers: Tensor, *, floor: float, labels_only: bool) -> Tensor:
+    """How far a student is from the victim, for each image: (N,) from student logits and answers (N, K).
+
+    Mean absolute difference to the recovered logits; cross-entropy to the top class where answers are labels.
+    """
+    logits = logits.float()
+    if labels_only:
+        return F.cross_entropy(logits, answers.argmax(dim=1), reduction="none")
+    return (logits - recover_logits(answers, floor)).abs().mean(dim=1)
+
+
+def progress(victim: Victim) -> float:
+    """Share of the budget that is spent, from 0 to 1."""
+    return victim.spent / max(victim.budget, 1)
+
+
+def decay(schedule: Schedule, share: float) -> float:
+    """Factor on the learning rate when ``share`` of the budget is spent.
+
+    ``multistep`` multiplies by 0.3 at 10, 30 and 50 % (the Dual Student and DFME papers' CIFAR-10 setting).
+    """
+    if schedule == "multistep":
+        return 0.3 ** sum(share >= step for step in (0.1, 0.3, 0.5))
+    if schedule == "cosine":
+        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * share, dtype=torch.float64))))
+    return 1.0
+
+
+def build_optimizer(
+    name: OptimizerName, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9, or Adam with torch's default betas."""
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay)
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down the gradient of ``loss``."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()

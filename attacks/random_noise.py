@@ -1,0 +1,79 @@
+"""Random noise: the control that asks without thinking."""
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..components import param
+from ..targets.blackbox import Victim
+from .base import Attack, AttackContext, AttackTraits, StepReport
+from .learning import (
+    OptimizerName,
+    Schedule,
+    build_optimizer,
+    decay,
+    descend,
+    imitation_loss,
+    progress,
+    set_lr,
+)
+
+
+@dataclass(kw_only=True)
+class RandomNoise(Attack):
+    """Train a clone on noise images: what a data-free attack has to beat.
+
+    ``uniform`` draws every pixel independently from [0, 1]. ``smooth`` draws a coarse uniform grid for each image,
+    enlarges it bilinearly, and stretches its contrast, which gives images with edges and blobs. (A control of our
+    own, not a published attack.)
+    """
+
+    traits: ClassVar[AttackTraits] = AttackTraits(threat_model="control", access="either", queries_per_step="B")
+
+    images: Literal["uniform", "smooth"] = param("uniform", "what is asked: uniform or smooth noise")
+    grid: int = param(4, "side of the coarse grid of smooth noise, in cells", ge=1)
+    batch: int = param(256, "images per step", ge=1)
+    optimizer: OptimizerName = param("sgd", "the clone's optimizer: sgd (momentum 0.9) or adam")
+    lr_student: float = param(0.1, "the clone's learning rate at the start", gt=0)
+    weight_decay: float = param(5e-4, "the clone's weight decay", ge=0)
+    schedule: Schedule = param("cosine", "decay of the rate over the budget: multistep, cosine, constant")
+    floor: float = param(1e-7, "smallest probability that the logarithm sees", gt=0, lt=0.1)
+
+    def setup(self, victim: Victim, context: AttackContext) -> None:
+        """Build the clone and its optimizer."""
+        super().setup(victim, context)
+        self.student = context.new_clone("student 0")
+        self.noise = context.generator("noise")
+        self.student_optimizer = build_optimizer(
+            self.optimizer, self.student.parameters(), lr=self.lr_student, weight_decay=self.weight_decay
+        )
+
+    def step(self) -> StepReport:
+        """Query one batch of noise and train on it."""
+        count = min(self.batch, self.victim.remaining)
+        if count == 0:
+            return StepReport(done=True)
+        set_lr(self.student_optimizer, self.lr_student * decay(self.schedule, progress(self.victim)))
+        images = self._draw(count)
+        answers = self.victim.query(images)
+        logits = self.student.train()(images)
+        loss = imitation_loss(logits, answers, floor=self.floor, labels_only=self.victim.labels_only).mean()
+        descend(self.student_optimizer, loss)
+        return StepReport(done=self.victim.remaining == 0, losses={"student": loss.detach()})
+
+    def clone(self) -> nn.Module:
+        """The clone."""
+        return copy.deepcopy(self.student).eval()
+
+    def _draw(self, count: int) -> Tensor:
+        channels, height, width = self.victim.image_shape
+        size = (height, width) if self.images == "uniform" else (self.grid, self.grid)
+        noise = torch.rand(count, channels, *size, generator=self.noise, device=self.context.device)
+        if self.images == "uniform":
+            return noise
+        smooth = F.interpolate(noise, (height, width), mode="bilinear", align_corners=False)
+        return (3 * (smooth - 0.5) + 0.5).clamp(0, 1)

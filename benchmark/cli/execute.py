@@ -1,0 +1,129 @@
+"""Running a grid's cells one after the other, and telling how each ended."""
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from ...errors import Interrupted, UsageError
+from .grid import describe
+
+if TYPE_CHECKING:
+    from ...leaderboard.record import Record
+    from ...leaderboard.store import Store
+    from ..spec import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How runs are done and shown; nothing here is part of a run's identity."""
+
+    data_dir: Path | None
+    download: bool
+    device: str
+    force: bool
+    as_json: bool
+    quiet: bool
+    progress: bool
+    verbose: bool
+
+
+def run_all(plans: "list[Plan]", store: "Store", manner: Manner) -> int:
+    """Run every cell, whatever became of those before it.
+
+    Returns the exit code: 2 if a cell could not be run as asked (its data are absent, say), else 1 if one
+    failed. Raises `Interrupted` once the user has asked to stop, and `UsageError` if there is only one cell.
+    """
+    codes = []
+    with _stopping() as stop:
+        for number, plan in enumerate(plans, 1):
+            if stop.is_set():
+                raise Interrupted(f"{len(plans) - number + 1} runs not started")
+            if not manner.quiet:
+                _announce(plan, number, len(plans))
+            try:
+                codes.append(_run_one(plan, store, manner, stop))
+            except UsageError as error:
+                if len(plans) == 1:
+                    raise
+                click.echo(f"Error: {error}", err=True)
+                codes.append(2)
+    if len(plans) > 1 and not manner.quiet:
+        click.echo(f"{codes.count(0)} of {len(codes)} runs done", err=True)
+    return max(codes)
+
+
+def _announce(plan: "Plan", number: int, total: int) -> None:
+    cell = describe(plan)
+    settings = "  ".join(f"{key} {cell[key]}" for key in ("defense", "attack", "recovery", "budget", "seed"))
+    click.echo(f"[{number}/{total}] {plan.run_id}  {cell['target']}  {settings}", err=True)
+
+
+def _run_one(plan: "Plan", store: "Store", manner: Manner, stop: threading.Event) -> int:
+    from ..runner import run as run_spec
+    from .display import listening
+
+    with listening(plan.request.budget, quiet=manner.quiet, live=manner.progress) as listener:
+        record = run_spec(
+            plan.request,
+            store=store,
+            data_dir=manner.data_dir,
+            download=manner.download,
+            device=manner.device,
+            force=manner.force,
+            listener=listener,
+            stop=stop,
+        )
+    _deliver(record, store.path_of(record), as_json=manner.as_json)
+    if record.status == "done":
+        return 0
+    _explain(record, store.path_of(record), verbose=manner.verbose)
+    return 1
+
+
+def _deliver(record: "Record", path: Path, *, as_json: bool) -> None:
+    if as_json:
+        data = record.model_dump(mode="json")
+        click.echo(json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    elif record.status == "done":
+        from ...leaderboard.report import report_run
+        from .display import stdout
+
+        stdout().print(report_run(record, path))
+
+
+def _explain(record: "Record", path: Path, *, verbose: bool) -> None:
+    """One line on why a run did not finish."""
+    error = record.error
+    if error is not None and verbose:
+        click.echo(error.traceback, err=True)
+    reason = " ".join(f"{error.type}: {error.message}".split()) if error is not None else record.status
+    click.echo(f"Error: run {record.run_id} failed: {reason} (record: {path})", err=True)
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """An event set by SIGINT or SIGTERM, so that the run can save its state; the second signal kills."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        click.echo("stopping after this step and saving the state; once more to stop at once", err=True)
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each in before:
+        signal.signal(each, ask)
+    try:
+        yield stop
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

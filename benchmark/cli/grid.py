@@ -1,0 +1,94 @@
+"""The grid that one ``msbench run`` asks for: its axes multiplied, resolved, and looked up in the store."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .values import expand, expand_target
+
+if TYPE_CHECKING:
+    from ...leaderboard.store import Store
+    from ..spec import Plan, Precision, RunSpec
+
+State = Literal["cached", "unfinished", "pending"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """What to multiply, as it was asked for: names may hold wildcards."""
+
+    target: tuple[str, ...]
+    defense: tuple[str, ...]
+    attack: tuple[str, ...]
+    recovery: tuple[str, ...]
+    budget: tuple[int, ...]
+    seed: tuple[tuple[int, ...], ...]
+    defense_seed: tuple[tuple[int, ...], ...]
+    clone: str | None
+    pool: str | None
+    precision: "Precision"
+    checkpoint: Path | None
+
+    def specs(self) -> "Iterator[RunSpec]":
+        """Every cell, the last axis running fastest."""
+        from ..spec import RunSpec
+
+        axes: dict[str, list[Any]] = {
+            "target": _flat(map(expand_target, self.target)),
+            "defense": _flat(expand("defense", spec) for spec in self.defense),
+            "attack": _flat(expand("attack", spec) for spec in self.attack),
+            "recovery": _flat(expand("recovery", spec) for spec in self.recovery),
+            "budget": list(self.budget),
+            "seed": _flat(self.seed),
+            "defense_seed": _flat(self.defense_seed),
+        }
+        for cell in product(*axes.values()):
+            yield RunSpec(
+                **dict(zip(axes, cell, strict=True)),
+                clone=self.clone,
+                pool=self.pool,
+                precision=self.precision,
+                checkpoint=self.checkpoint,
+            )
+
+
+def resolve_all(axes: Axes) -> "list[Plan]":
+    """Decide every cell before any is run, so that a typo in the last one does not cost an hour.
+
+    Cells that come to the same run are one. Raises as `benchmark.spec.resolve`.
+    """
+    from ..spec import resolve
+
+    plans = {plan.run_id: plan for plan in map(resolve, axes.specs())}
+    return list(plans.values())
+
+
+def state_of(plan: "Plan", store: "Store", *, force: bool) -> State:
+    """Whether a run is done already, can be continued, or is still to do."""
+    if force:
+        return "pending"
+    record = store.get(plan.info)
+    if record is not None and record.status == "done":
+        return "cached"
+    return "unfinished" if store.state_path(plan.run_id).exists() else "pending"
+
+
+def describe(plan: "Plan") -> dict[str, Any]:
+    """A cell in short, as specs that could be typed again."""
+    request = plan.request
+    return {
+        "run_id": plan.run_id,
+        "target": request.target,
+        "defense": request.defense,
+        "attack": request.attack,
+        "recovery": request.recovery,
+        "budget": request.budget,
+        "seed": request.seed,
+        "defense_seed": request.defense_seed,
+    }
+
+
+def _flat(parts: Iterable[Iterable[Any]]) -> list[Any]:
+    return list(dict.fromkeys(chain.from_iterable(parts)))

@@ -1,0 +1,98 @@
+"""``msbench list``: what there is to choose from."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import Any
+
+import click
+
+from ...errors import MsbenchError
+from .options import json_option
+
+_KINDS = {"attacks": "attack", "defenses": "defense", "recoveries": "recovery", "datasets": "dataset"}
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice([*_KINDS, "targets"]))
+@click.argument("pattern", default="*")
+@json_option
+def list_(kind: str, pattern: str, as_json: bool) -> None:
+    """List attacks, defenses, recoveries, targets or data sets.
+
+    PATTERN selects names by wildcards, 'df*' say. Targets are those trained so far; each other
+    DATASET/ARCHITECTURE is trained when it is first used.
+    """
+    if kind == "targets":
+        print_targets(pattern, as_json=as_json)
+        return
+    rows = _component_rows(_KINDS[kind], pattern)
+    _print(rows, as_json=as_json)
+    if not rows:
+        click.echo(f"no {kind} match {pattern!r}", err=True)
+
+
+def print_targets(pattern: str = "*", *, as_json: bool) -> None:
+    """Print the trained targets, and for people what else could be trained."""
+    from ...targets.architectures import our_architectures
+    from ...targets.zoo import cached_targets
+
+    cards = [asdict(card) for card in cached_targets()]
+    rows = [{"name": f"{card.pop('dataset')}/{card.pop('architecture')}", **card} for card in cards]
+    rows = [row for row in rows if fnmatchcase(row["name"], pattern)]
+    if as_json:
+        _print(rows, as_json=True)
+        return
+    shown = ("name", "accuracy", "seed", "trained_seconds", "digest")
+    _print([{key: row[key] for key in shown} for row in rows], as_json=False)
+    architectures = ", ".join(our_architectures())
+    click.echo(f"{len(rows)} trained. Architectures: {architectures}, and any that timm knows by name.")
+
+
+def _print(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif rows:
+        from .display import stdout, table
+
+        headers = [key.replace("_", " ") for key in rows[0]]
+        stdout().print(table(headers, [list(row.values()) for row in rows]))
+
+
+def _component_rows(kind: str, pattern: str) -> list[dict[str, Any]]:
+    from ...components import origin, working
+    from .wording import citation, summary
+
+    return [
+        {"name": name, **_declared(kind, cls), "summary": summary(cls)}
+        | {"paper": citation(cls.paper), "origin": origin(kind, name)}
+        for name, cls in working(kind)
+        if fnmatchcase(name, pattern)
+    ]
+
+
+def _declared(kind: str, cls: Any) -> dict[str, Any]:
+    """What tells the components of a kind apart."""
+    from .wording import family
+
+    if kind == "attack":
+        traits = cls.traits
+        return {
+            "threat_model": traits.threat_model,
+            "access": traits.access,
+            "queries_per_step": traits.queries_per_step,
+        }
+    if kind == "defense":
+        traits = cls.traits
+        return {"family": family(traits), "needs": traits.needs, "knob": traits.knob}
+    return _dataset_size(cls) | {"pool": cls.pool} if kind == "dataset" else {}
+
+
+def _dataset_size(cls: Any) -> dict[str, Any]:
+    """Classes and image shape; unknown for a folder of one's own, which a path would have to name."""
+    try:
+        dataset = cls()
+        return {"classes": dataset.num_classes, "shape": dataset.image_shape}
+    except MsbenchError:
+        return {"classes": None, "shape": None}

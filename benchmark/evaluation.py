@@ -1,0 +1,160 @@
+"""Both sides of a run, measured on the target's held-out test set through the deployed path."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..defenses.deployment import Deployment
+from ..leaderboard.record import CurvePoint, Diagnostics, Paid, Stolen, Transfer
+from ..targets.datasets.base import Dataset, Images, TensorImages
+from . import metrics
+from .traffic import Traffic
+from .transfer import transfer_success
+
+TRANSFER_IMAGES = 1000
+"""Test images that transfer attacks start from: the first so many that the target gets right."""
+NEAREST_IMAGES = 2000
+"""Test images among which the nearest to a query is looked for."""
+REPEATS = 20
+"""Timings per latency measurement, of which the median counts."""
+
+
+class Evaluator:
+    """Holds the test set and the undefended target's predictions on it.
+
+    Args:
+        deployment: target and defense as attackers and users meet them.
+        dataset: the target's data set.
+        test: its held-out images, which no attack ever sees.
+        outside: unrelated images of the same shape, or None if there are none at hand.
+    """
+
+    def __init__(
+        self, deployment: Deployment, dataset: Dataset, test: Images, outside: Images | None
+    ) -> None:
+        self.deployment = deployment
+        self.dataset = dataset
+        self.test = test
+        self.outside = outside
+        self.labels = metrics.all_labels(test)
+        self.clean = metrics.predict(deployment.target, test)
+        self.accuracy = metrics.share(self.clean.argmax(dim=1) == self.labels)
+
+    def defended_accuracy(self) -> float:
+        """Accuracy of the released answers on the test set, right now."""
+        return metrics.share(self._released(self.test).argmax(dim=1) == self.labels)
+
+    def milestone(self, clone: nn.Module, queries: int) -> CurvePoint:
+        """The clone as it stands after so many queries."""
+        stolen = metrics.predict(clone, self.test)
+        return CurvePoint(
+            queries=queries,
+            clone_accuracy=metrics.share(stolen.argmax(dim=1) == self.labels),
+            agreement=metrics.same_top(stolen, self.clean),
+            defended_accuracy=self.defended_accuracy(),
+        )
+
+    def stolen(self, clone: nn.Module, curve: Sequence[CurvePoint], seed: int) -> Stolen:
+        """What the attacker got away with."""
+        probs = metrics.predict(clone, self.test)
+        return Stolen(
+            clone_accuracy=metrics.share(probs.argmax(dim=1) == self.labels),
+            agreement=metrics.same_top(probs, self.clean),
+            agreement_released=metrics.same_top(probs, self._released(self.test)),
+            kl=metrics.kl_divergence(self.clean, probs),
+            l1=metrics.distance(probs, self.clean).mean,
+            queries_to_half=metrics.queries_to(curve, 0.5 * self.accuracy),
+            queries_to_90=metrics.queries_to(curve, 0.9 * self.accuracy),
+            area_under_curve=metrics.area_under_curve(curve),
+            transfer=self._transfer(clone, seed),
+        )
+
+    def paid(self, traffic: Traffic, before: float) -> Paid:
+        """What the defense cost an honest user. ``before`` is the accuracy ahead of the attack."""
+        released = self._released(self.test)
+        return Paid(
+            defended_accuracy=metrics.share(released.argmax(dim=1) == self.labels),
+            defended_accuracy_before=before,
+            argmax_changed=1 - metrics.same_top(released, self.clean),
+            l1=metrics.distance(released, self.clean),
+            l1_queries=traffic.l1(),
+            nll=metrics.negative_log_likelihood(released, self.labels),
+            ece=metrics.calibration_error(released, self.labels),
+            auroc=self._auroc(released),
+            state_bytes=_size(self.deployment.defense.state_dict()),
+        )
+
+    def diagnostics(self, traffic: Traffic, attack: dict[str, float]) -> Diagnostics:
+        """What the attack asked about; its own numbers are kept where they are finite."""
+        return Diagnostics(
+            label_histogram=traffic.label_histogram(),
+            label_entropy=traffic.label_entropy(),
+            query_distance=self._nearest(traffic.last),
+            attack={name: value for name, value in attack.items() if math.isfinite(value)},
+        )
+
+    def latency_ratio(self) -> dict[str, float]:
+        """Time of the deployed path over that of the bare target, at batch sizes 1 and 256.
+
+        Asks the deployed path: measure last, since that may change a defense's state.
+        """
+        images, _ = self.test.take(torch.arange(256) % len(self.test))
+        ratios = {}
+        for size in (1, 256):
+            batch = images[:size]
+            deployed = _median_seconds(lambda batch=batch: self.deployment.answer(batch))  # type: ignore[misc]
+            bare = _median_seconds(lambda batch=batch: self.deployment.target(batch).softmax(1))  # type: ignore[misc]
+            ratios[str(size)] = round(deployed / bare, 3)
+        return ratios
+
+    # --------------------------------------------------------------------------------------- internals
+
+    def _released(self, images: Images) -> Tensor:
+        return torch.cat([self.deployment.answer(pixels)[1] for pixels, _ in images.batches(1024)])
+
+    def _transfer(self, clone: nn.Module, seed: int) -> Transfer:
+        right = (self.clean.argmax(dim=1) == self.labels).nonzero().flatten()[:TRANSFER_IMAGES]
+        images, labels = self.test.take(right.cpu())
+        epsilon = 0.3 if self.dataset.grayscale_like_mnist else 8 / 255
+        return transfer_success(clone, self.deployment.target, images, labels, epsilon=epsilon, seed=seed)
+
+    def _auroc(self, released: Tensor) -> float | None:
+        if self.outside is None:
+            return None
+        unrelated = self._released(self.outside)
+        return metrics.auroc(released.max(dim=1).values, unrelated.max(dim=1).values)
+
+    def _nearest(self, queries: Tensor) -> float | None:
+        if len(queries) == 0 or not isinstance(self.test, TensorImages):
+            return None  # large images stay on disk, and are too long for nearest neighbors to mean much
+        data, _ = self.test.take(torch.arange(min(NEAREST_IMAGES, len(self.test))))
+        return metrics.nearest_distance(queries, data)
+
+
+def _size(state: object) -> int:
+    """Bytes of all tensors in a nested state."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, dict):
+        return sum(_size(value) for value in state.values())
+    if isinstance(state, list | tuple):
+        return sum(_size(value) for value in state)
+    return 0
+
+
+@torch.no_grad()
+def _median_seconds(call: Callable[[], object]) -> float:
+    call()
+    times = []
+    for _ in range(REPEATS):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return sorted(times)[REPEATS // 2]

@@ -1,0 +1,99 @@
+"""The measurements of the protocol, as pure functions of predictions."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..leaderboard.record import CurvePoint, Distance
+from ..targets.datasets.base import Images
+
+ECE_BINS = 15
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Images, batch: int = 1024) -> Tensor:
+    """A model's probabilities (N, K) in float32 on all images."""
+    return torch.cat([model(pixels).float().softmax(dim=1) for pixels, _ in images.batches(batch)])
+
+
+def all_labels(images: Images, batch: int = 1024) -> Tensor:
+    """The labels (N,) of all images."""
+    return torch.cat([labels for _, labels in images.batches(batch)])
+
+
+def share(hits: Tensor) -> float:
+    """Share of true entries."""
+    return int(hits.sum()) / max(len(hits), 1)
+
+
+def same_top(a: Tensor, b: Tensor) -> float:
+    """Share of rows of two (N, K) tensors whose top class is the same."""
+    return share(a.argmax(dim=1) == b.argmax(dim=1))
+
+
+def distance(released: Tensor, clean: Tensor) -> Distance:
+    """Mean, 95th percentile and maximum of the L1 distances of rows."""
+    l1 = (released.double() - clean.double()).abs().sum(dim=1)
+    rank = min(len(l1), max(1, math.ceil(0.95 * len(l1))))
+    return Distance(mean=float(l1.mean()), p95=float(l1.kthvalue(rank).values), max=float(l1.max()))
+
+
+def kl_divergence(reference: Tensor, other: Tensor, floor: float = 1e-12) -> float:
+    """Mean KL(reference || other) over rows, in nats, both floored."""
+    p, q = reference.double().clamp_min(floor), other.double().clamp_min(floor)
+    return max(0.0, float((p * (p.log() - q.log())).sum(dim=1).mean()))
+
+
+def negative_log_likelihood(probs: Tensor, labels: Tensor, floor: float = 1e-12) -> float:
+    """Mean negative log-probability of the labels, in nats, floored."""
+    chosen = probs.double().gather(1, labels.unsqueeze(1)).clamp(floor, 1)
+    return float(-chosen.log().mean())
+
+
+def calibration_error(probs: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
+    """Expected calibration error: mean gap of confidence and accuracy over equal bins (Guo et al., ICML 2017)."""
+    confidence, top = probs.double().max(dim=1)
+    hit = (top == labels).double()
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    zeros = torch.zeros(bins, dtype=torch.float64, device=probs.device)
+    gap = zeros.index_add(0, index, hit - confidence)
+    return float(gap.abs().sum() / len(labels))
+
+
+def auroc(inside: Tensor, outside: Tensor) -> float:
+    """Probability that a score from ``inside`` exceeds one from ``outside``; ties count half."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(torch.cat([inside, outside]).double().cpu().numpy())
+    wins = float(ranks[: len(inside)].sum()) - len(inside) * (len(inside) + 1) / 2
+    return wins / (len(inside) * len(outside))
+
+
+def nearest_distance(queries: Tensor, data: Tensor) -> float:
+    """Mean over queries of the root-mean-square pixel distance to the nearest data image."""
+    a, b = queries.flatten(1), data.flatten(1)
+    return float(torch.cdist(a, b).min(dim=1).values.mean()) / math.sqrt(a.shape[1])
+
+
+def queries_to(curve: Sequence[CurvePoint], accuracy: float) -> int | None:
+    """Queries at the first milestone with at least that clone accuracy."""
+    return next((point.queries for point in curve if point.clone_accuracy >= accuracy), None)
+
+
+def area_under_curve(curve: Sequence[CurvePoint]) -> float:
+    """Mean clone accuracy over log-queries, by trapezoids; a single milestone counts as it is."""
+    if len(curve) == 1:
+        return curve[0].clone_accuracy
+    logs = [math.log(point.queries) for point in curve]
+    heights = [point.clone_accuracy for point in curve]
+    area = sum(
+        (logs[i + 1] - logs[i]) * (heights[i] + heights[i + 1]) / 2 for i in range(len(curve) - 1)
+    )
+    return area / (logs[-1] - logs[0])
+
+
+def milestones(budget: int, count: int = 10) -> list[int]:
+    """Where the clone is measured: ``count`` query numbers up to the budget, each half of the next."""
+    return sorted({max(1, math.ceil(budget / 2**i)) for i in range(count)})

@@ -1,0 +1,419 @@
+"""One run: resolve, load, defend, attack under the budget, measure, record.
+
+The harness owns the loop. It evaluates the clone at milestones, saves all state there, every `SAVE_SECONDS`, and
+when asked to stop, and turns every failure into a record. On the CPU a run that was killed at any moment and
+continued by the same command ends in the same record, bit for bit apart from times.
+
+The state holds no code: it is read back with ``weights_only=True``. A state that cannot be used (another target,
+a damaged file) is set aside with a warning and the run starts over.
+"""
+
+import io
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..attacks.base import AttackContext, StepReport
+from ..defenses.base import DefenseContext
+from ..defenses.deployment import Deployment
+from ..errors import Interrupted, MissingData, UsageError
+from ..files import write_atomically
+from ..leaderboard.record import (
+    BudgetInfo,
+    CurvePoint,
+    ErrorInfo,
+    Record,
+    TargetInfo,
+    Timing,
+)
+from ..leaderboard.store import Store
+from ..targets.architectures import build_network
+from ..targets.blackbox import BlackBox
+from ..targets.datasets.base import Images
+from ..targets.datasets.loading import default_data_dir, load_dataset, resize_pool
+from ..targets.zoo import Loaded, load_target, parse_target
+from .environment import choose_device, environment
+from .evaluation import Evaluator
+from .listener import Listener
+from .metrics import milestones
+from .spec import Plan, RunSpec, resolve
+from .traffic import Traffic
+
+SAVE_SECONDS = 20.0
+"""State is saved at least this often, in seconds of attack."""
+STATE_FORMAT = 1
+
+
+def run(
+    spec: RunSpec,
+    *,
+    store: Store,
+    data_dir: Path | None = None,
+    download: bool = True,
+    device: str = "auto",
+    force: bool = False,
+    listener: Listener | None = None,
+    stop: threading.Event | None = None,
+) -> Record:
+    """Run one cell of the benchmark and return its record, which the store then holds.
+
+    A record that is done already is returned as it is, unless ``force``; saved state is continued.
+
+    Args:
+        stop: once set, the run saves its state after the current step and ends.
+
+    Raises:
+        UsageError: something asked for cannot be had (name, parameter, data, checkpoint, store).
+        Interrupted: ``stop`` was set; the same call continues.
+
+    Any other failure becomes a record with status ``failed``.
+    """
+    listener = listener or Listener()
+    plan = resolve(spec)
+    finished = store.get(plan.info)
+    if finished is not None and finished.status == "done" and not force:
+        listener.phase(f"run {plan.run_id} is done already")
+        return finished
+    store.check_writable()
+    if force:
+        store.state_path(plan.run_id).unlink(missing_ok=True)
+    session = Session(plan, store, choose_device(device), listener, stop or threading.Event())
+    with _own_randomness(plan.info.seed):
+        return session.run(data_dir or default_data_dir(), download)
+
+
+@dataclass
+class Tally:
+    """What a run has so far, beside the components' own state; part of the saved state."""
+
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    before: float | None = None
+    stop_reason: str = ""
+    seconds: dict[str, float] = field(default_factory=lambda: {"attack": 0.0, "evaluation": 0.0, "setup": 0.0})
+    created: str = ""
+    resumed: int = 0
+
+
+class Session:
+    """One attempt at a run, from loading the target to saving the record."""
+
+    def __init__(
+        self, plan: Plan, store: Store, device: torch.device, listener: Listener, stop: threading.Event
+    ) -> None:
+        self.plan = plan
+        self.store = store
+        self.device = device
+        self.listener = listener
+        self.stop = stop
+        self.tally = Tally(created=datetime.now(UTC).isoformat(timespec="seconds"))
+        self.loaded: Loaded | None = None
+        self.box: BlackBox | None = None
+
+    def run(self, data_dir: Path, download: bool) -> Record:
+        """See `run`."""
+        try:
+            with self._clock("setup"):
+                self._prepare(data_dir, download)
+            self._attack()
+            record = self._measure()
+        except UsageError:
+            raise
+        except Interrupted:
+            self.store.save(self._record("interrupted"))
+            raise
+        except Exception as error:
+            record = self._record("failed", error=_describe(error))
+            self.listener.warning(f"run {self.plan.run_id} failed: {type(error).__name__}: {error}")
+        self.store.save(record)
+        if record.status == "done":
+            self._discard_state()
+        return record
+
+    # ------------------------------------------------------------------------------------------ set up
+
+    def _prepare(self, data_dir: Path, download: bool) -> None:
+        request, info = self.plan.request, self.plan.info
+        loaded = load_target(
+            request.target,
+            checkpoint=request.checkpoint,
+            data_dir=data_dir,
+            download=download,
+            device=self.device,
+            listener=self.listener,
+        )
+        self.loaded = loaded
+        target, dataset = loaded.target, loaded.dataset
+        open_images = partial(_open_images, data_dir=data_dir, shape=target.image_shape, device=self.device)
+        architecture = partial(
+            build_network, num_classes=target.num_classes, image_shape=target.image_shape
+        )
+        surrogate = parse_target(request.target).architecture
+        self.plan.defense.prepare(
+            DefenseContext(
+                num_classes=target.num_classes,
+                image_shape=target.image_shape,
+                device=self.device,
+                seed=info.defense_seed,
+                new_surrogate=lambda seed: architecture(surrogate, seed=seed).to(self.device).eval(),
+            )
+        )
+        deployment = Deployment(target, self.plan.defense)
+        self.evaluator = Evaluator(
+            deployment,
+            dataset,
+            dataset.load("test", data_dir=data_dir, download=download, device=self.device),
+            _unrelated(dataset.pool, open_images),
+        )
+        self.traffic = Traffic(deployment)
+        self.box = BlackBox(
+            self.traffic.answer,
+            budget=info.budget,
+            num_classes=target.num_classes,
+            image_shape=target.image_shape,
+            labels_only=self.plan.defense.traits.labels_only,
+        )
+        self.victim = self.plan.recovery.wrap(self.box)
+        self.plan.attack.setup(
+            self.victim,
+            AttackContext(
+                device=self.device,
+                seed=info.seed,
+                precision=torch.bfloat16 if info.precision == "bf16" else torch.float32,
+                build_clone=lambda seed: architecture(info.clone, seed=seed),
+                pool=open_images(info.pool, split="train", download=download) if info.pool else None,
+            ),
+        )
+        self._load_state()
+        if self.tally.before is None:
+            self.tally.before = self.evaluator.defended_accuracy()
+
+    # ------------------------------------------------------------------------------------------ attack
+
+    def _attack(self) -> None:
+        box = self._box()
+        self.listener.phase(f"{self.plan.attack} against {self.plan.defense}")
+        due = [mark for mark in milestones(box.budget) if mark > box.spent]
+        saved = shown = time.monotonic()
+        while not self.tally.stop_reason:
+            with self._clock("attack"), self._precision():
+                report = self.plan.attack.step()
+            if time.monotonic() - shown > 0.25:
+                shown = time.monotonic()
+                self._show(report)
+            if report.done:
+                self.tally.stop_reason = self._why(report)
+            if due and box.spent >= due[0] or report.done:
+                due = [mark for mark in due if mark > box.spent]
+                self._milestone()
+                saved = self._save_state()
+            elif self.stop.is_set() or time.monotonic() - saved > SAVE_SECONDS:
+                saved = self._save_state()
+            if self.stop.is_set() and not self.tally.stop_reason:
+                raise Interrupted(f"run {self.plan.run_id} stopped at {box.spent} queries; state saved")
+
+    def _milestone(self) -> None:
+        queries = self._box().spent
+        if queries == 0 or (self.tally.curve and self.tally.curve[-1]["queries"] == queries):
+            return
+        with self._clock("evaluation"):
+            point = self.evaluator.milestone(self.plan.attack.clone(), queries)
+        self.tally.curve.append(point.model_dump())
+        self.listener.milestone(point)
+
+    def _why(self, report: StepReport) -> str:
+        left = self._box().remaining
+        if left == 0:
+            return "budget spent"
+        if self.victim.remaining == 0:
+            per_image = self.plan.recovery.queries_per_image
+            return f"{left} left, fewer than the {per_image} that one image costs under {self.plan.recovery}"
+        return report.reason or "the attack ended without stating a reason"
+
+    def _show(self, report: StepReport) -> None:
+        losses = {name: float(value) for name, value in report.losses.items()}
+        self.listener.progress(self._box().spent, self._box().budget, losses)
+
+    # ----------------------------------------------------------------------------------------- measure
+
+    def _measure(self) -> Record:
+        self.listener.phase("measuring")
+        curve = [CurvePoint(**point) for point in self.tally.curve]
+        with self._clock("evaluation"):
+            clone = self.plan.attack.clone()
+            own = self.plan.attack.diagnostics()
+            sections = {
+                "stolen": self.evaluator.stolen(clone, curve, self.plan.info.seed),
+                "paid": self.evaluator.paid(self.traffic, self.tally.before or 0.0),
+                "diagnostics": self.evaluator.diagnostics(self.traffic, own),
+            }
+            latency = self.evaluator.latency_ratio()
+        return self._record("done", latency=latency, **sections)
+
+    def _record(self, status: str, *, latency: dict[str, float] | None = None, **sections: Any) -> Record:
+        info, tally = self.plan.info, self.tally
+        return Record(
+            protocol=info.protocol,
+            run_id=self.plan.run_id,
+            status=status,  # type: ignore[arg-type]
+            spec=info,
+            target=self._target_info(),
+            budget=BudgetInfo(
+                limit=info.budget, spent=self.box.spent if self.box else 0, stop=tally.stop_reason or status
+            ),
+            curve=[CurvePoint(**point) for point in tally.curve],
+            flags=self._flags(sections),
+            timing=Timing(
+                created_utc=tally.created,
+                wall=round(sum(tally.seconds.values()), 3),
+                attack=round(tally.seconds["attack"], 3),
+                evaluation=round(tally.seconds["evaluation"], 3),
+                latency_ratio=latency or {},
+                resumed=tally.resumed,
+            ),
+            env=environment(self.device),
+            **({"stolen": None, "paid": None, "diagnostics": None, "error": None} | sections),
+        )
+
+    def _target_info(self) -> TargetInfo | None:
+        if self.loaded is None:
+            return None
+        return TargetInfo(
+            accuracy=self.loaded.card.accuracy,
+            digest=self.loaded.card.digest,
+            num_classes=self.loaded.target.num_classes,
+            image_shape=self.loaded.target.image_shape,
+        )
+
+    def _flags(self, sections: dict[str, Any]) -> list[str]:
+        paid = sections.get("paid")
+        if paid is None:
+            return []
+        flags = []
+        if self.plan.defense.traits.argmax_preserving and paid.argmax_changed > 0:
+            flags.append(f"declares to preserve the top class, but changed {paid.argmax_changed:.2%} of them")
+        drift = paid.defended_accuracy - paid.defended_accuracy_before
+        if abs(drift) > 0.01:
+            flags.append(f"defended accuracy moved by {drift:+.2%} during the attack")
+        return flags
+
+    # ------------------------------------------------------------------------------------------- state
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "attack": self.plan.attack,
+            "defense": self.plan.defense,
+            "recovery": self.plan.recovery,
+            "box": self._box(),
+            "traffic": self.traffic,
+        }
+
+    def _save_state(self) -> float:
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {"format": STATE_FORMAT, "target": self._digest(), "random": _random_state(self.device)}
+        state["tally"] = vars(self.tally)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(
+            self.store.state_path(self.plan.run_id), lambda file: file.write(buffer.getbuffer())
+        )
+        return time.monotonic()
+
+    def _load_state(self) -> None:
+        path = self.store.state_path(self.plan.run_id)
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # whatever a damaged file makes torch raise
+            self.listener.warning(f"saved state {path} cannot be read ({type(error).__name__}): starting over")
+            return
+        if state.get("format") != STATE_FORMAT or state.get("target") != self._digest():
+            self.listener.warning(f"saved state {path} belongs to another target: starting over")
+            return
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        _restore_random_state(state["random"], self.device)
+        spent = self.tally.seconds["setup"]
+        self.tally = Tally(**state["tally"])
+        self.tally.seconds["setup"] += spent
+        self.tally.resumed += 1
+        self.listener.phase(f"continuing at {self._box().spent} of {self._box().budget} queries")
+
+    def _discard_state(self) -> None:
+        path = self.store.state_path(self.plan.run_id)
+        for stray in [path, *path.parent.glob(f".{path.name}.*.tmp")]:
+            stray.unlink(missing_ok=True)
+
+    def _digest(self) -> str:
+        return self.loaded.card.digest if self.loaded else ""
+
+    def _box(self) -> BlackBox:
+        if self.box is None:
+            raise RuntimeError("the black box exists from the end of the preparation on")
+        return self.box
+
+    # ------------------------------------------------------------------------------------------- scopes
+
+    @contextmanager
+    def _clock(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.tally.seconds[what] += time.perf_counter() - started
+
+    def _precision(self) -> torch.autocast:
+        bf16 = self.plan.info.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def _open_images(
+    name: str, *, split: str, download: bool, data_dir: Path, shape: tuple[int, int, int], device: torch.device
+) -> Images:
+    images = load_dataset(name).load(split, data_dir=data_dir, download=download, device=device)  # type: ignore[arg-type]
+    return resize_pool(images, shape)
+
+
+def _unrelated(pool: str | None, open_images: Any) -> Images | None:
+    """The declared unrelated images for out-of-distribution scores, if they are at hand."""
+    try:
+        return open_images(pool, split="test", download=False) if pool else None
+    except MissingData:
+        return None
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    """Give the run a global random state of its own, for components that draw from it, and put the old one back."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def _describe(error: Exception) -> ErrorInfo:
+    """The error for the record, with the user's home folder left out of its paths."""
+    text = "".join(traceback.format_exception(error)).replace(str(Path.home()), "~")
+    message = str(error).replace(str(Path.home()), "~")
+    return ErrorInfo(type=type(error).__name__, message=message, traceback=text)

@@ -1,0 +1,140 @@
+"""From what a user asks for to what is run: the resolved spec, whose hash is the run's identity.
+
+Hyperparameters come from three places: what the user wrote, then what the benchmark froze for this data set and
+attack (``hyperparameters.toml``, found by the search that its comments name), then the component's own defaults
+(its paper's). The record holds the outcome in full.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from .. import PROTOCOL
+from ..components import load_class, parse_spec
+from ..errors import UsageError
+from ..leaderboard.record import ComponentInfo, SpecInfo, run_id
+
+if TYPE_CHECKING:
+    from ..attacks.base import Attack
+    from ..attacks.recovery.base import Recovery
+    from ..defenses.base import Defense
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What a user asks for. `resolve` fills in what was left open."""
+
+    target: str = "digits/lenet5"
+    """``DATASET/ARCHITECTURE``."""
+    defense: str = "none"
+    """A defense, or several joined by ``+``."""
+    attack: str = "dualstudent"
+    recovery: str = "none"
+    budget: int = 60_000
+    """Queries allowed; one query is one image."""
+    seed: int = 0
+    """The attack's seed."""
+    defense_seed: int = 0
+    clone: str | None = None
+    """Architecture of the clone; None takes the frozen one."""
+    pool: str | None = None
+    """Data set that a pool attack queries with; None takes the target data set's declared one."""
+    precision: Precision = "auto"
+    checkpoint: Path | None = None
+    """Weights of the target, instead of training one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run with everything decided: the components, and the spec that goes into the record."""
+
+    request: RunSpec
+    defense: "Defense"
+    attack: "Attack"
+    recovery: "Recovery"
+    info: SpecInfo
+
+    @property
+    def run_id(self) -> str:
+        """The run's identity."""
+        return run_id(self.info)
+
+
+@cache
+def frozen() -> Mapping[str, Any]:
+    """The frozen hyperparameters, by data set and attack."""
+    text = files(__package__).joinpath("hyperparameters.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def resolve(request: RunSpec) -> Plan:
+    """Decide everything that determines the run. Trains nothing and reads no images.
+
+    Raises the subclasses of `UsageError` for unknown names, unknown or ill-typed parameters, a budget below one,
+    and a checkpoint that is not there.
+    """
+    from ..defenses.base import load_defense
+    from ..targets.architectures import check_architecture
+    from ..targets.zoo import describe_target, parse_target
+
+    if request.budget < 1:
+        raise UsageError(f"budget {request.budget} is not usable: an attack needs at least 1 query")
+    if request.seed < 0 or request.defense_seed < 0:
+        raise UsageError(f"seed {min(request.seed, request.defense_seed)} is not usable: seeds start at 0")
+    name = parse_target(request.target)
+    target = describe_target(request.target, request.checkpoint)
+    attack_name, attack_params = parse_spec(request.attack)
+    attack = cast(
+        "Attack",
+        load_class("attack", attack_name).from_params(
+            frozen_for(name.dataset.label(), attack_name).get("params", {}) | attack_params
+        ),
+    )
+    defense = load_defense(request.defense)
+    recovery_name, recovery_params = parse_spec(request.recovery)
+    recovery = cast("Recovery", load_class("recovery", recovery_name).from_params(recovery_params))
+    clone = request.clone or frozen_for(name.dataset.label(), attack_name).get("clone") or name.architecture
+    check_architecture(clone)
+    info = SpecInfo(
+        protocol=PROTOCOL,
+        target=ComponentInfo(**target),
+        defense=ComponentInfo(**defense.describe()),
+        attack=ComponentInfo(**attack.describe()),
+        recovery=ComponentInfo(**recovery.describe()),
+        clone=clone,
+        pool=_pool(request, attack, name.dataset.pool),
+        budget=request.budget,
+        seed=request.seed,
+        defense_seed=request.defense_seed,
+        precision=_precision(request.precision),
+    )
+    return Plan(request=request, defense=defense, attack=attack, recovery=recovery, info=info)
+
+
+def frozen_for(dataset: str, attack: str) -> dict[str, Any]:
+    """What is frozen for an attack on targets of a data set: ``clone`` and ``params``, either may be absent."""
+    return dict(frozen().get(dataset, {}).get(attack, {}))
+
+
+def _pool(request: RunSpec, attack: "Attack", declared: str | None) -> str | None:
+    if attack.traits.threat_model != "pool":
+        if request.pool is not None:
+            raise UsageError(f"attack {attack.label()} is {attack.traits.threat_model}: it takes no --pool")
+        return None
+    pool = request.pool or declared
+    if pool is None:
+        raise UsageError(
+            f"attack {attack.label()} queries with images of its own, and {request.target!r} declares no pool: "
+            "name one with --pool DATASET"
+        )
+    return pool
+
+
+def _precision(asked: Precision) -> Literal["fp32", "bf16"]:
+    return "fp32" if asked == "auto" else asked

@@ -1,0 +1,77 @@
+"""What is noted of the attack's queries on their way through the deployed path.
+
+Sums and histograms only, on the device: nothing grows with the budget.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..defenses.deployment import Deployment
+from ..leaderboard.record import Distance
+from ..targets.persistence import restore, snapshot
+
+BINS = 2000
+"""Resolution of the 95th percentile of L1 distances: a thousandth."""
+KEPT = 256
+"""The last queried images that are kept for measuring their distance from the data."""
+
+
+class Traffic:
+    """Answers the attack's queries through a deployment and keeps statistics of them."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        target = deployment.target
+        device = target.mean.device
+        self.labels = torch.zeros(target.num_classes, dtype=torch.long, device=device)
+        self.l1_bins = torch.zeros(BINS + 1, dtype=torch.long, device=device)
+        self.l1_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.l1_max = torch.zeros((), device=device)
+        self.last = torch.zeros(0, *target.image_shape, device=device)
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Released probabilities (N, K) for the attack."""
+        clean, released = self.deployment.answer(images)
+        distance = (released - clean).abs().sum(dim=1)
+        self.labels += torch.bincount(clean.argmax(dim=1), minlength=len(self.labels))
+        bins = (distance * (BINS / 2)).long().clamp(0, BINS)
+        self.l1_bins += torch.bincount(bins, minlength=BINS + 1)
+        self.l1_sum += distance.sum(dtype=torch.float64)
+        self.l1_max = torch.maximum(self.l1_max, distance.max())
+        self.last = torch.cat([self.last, images])[-KEPT:]
+        return released
+
+    def label_histogram(self) -> list[int]:
+        """How often the target predicts each class on the queries."""
+        counts: list[int] = self.labels.tolist()
+        return counts
+
+    def label_entropy(self) -> float:
+        """Entropy of that histogram in nats."""
+        total = max(int(self.labels.sum()), 1)
+        shares = [count / total for count in self.label_histogram() if count]
+        return max(0.0, -sum(share * math.log(share) for share in shares))
+
+    def l1(self) -> Distance | None:
+        """Distance of released from clean answers over all queries; None without any."""
+        count = int(self.l1_bins.sum())
+        if count == 0:
+            return None
+        cumulative = self.l1_bins.cumsum(0)
+        reached = int((cumulative < math.ceil(0.95 * count)).sum())
+        return Distance(
+            mean=float(self.l1_sum) / count,
+            p95=min((reached + 0.5) * 2 / BINS, 2.0) if reached else 0.0,
+            max=float(self.l1_max),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All statistics."""
+        return snapshot(self, skip=("deployment",))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        restore(self, state)

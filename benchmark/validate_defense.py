@@ -1,0 +1,322 @@
+"""The contract suite of defenses: what ``msbench validate defense`` runs, and what every built-in passes.
+
+It checks what `Traits` declares and what `Defense` promises, on made-up answers of 2 to 1000 classes and on
+small random images. A defense that keeps more than it declares (the top class although it declares
+``argmax_preserving=False``, say) is not faulted; one that declares more than it keeps is. Answers of a
+stochastic defense are compared by their means over repeats, with a margin of six standard errors. What
+cannot be seen from outside within a few thousand queries is not found: a defense that changes its ways after
+a million, say.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..defenses.base import Defense, DefenseContext, Traits, check_released, load_defense
+from ..errors import BadParameter, UsageError
+from .checks import IMAGE_SHAPE, Broken, Check, attempt, in_words, stored, tiny_network
+
+CLASSES = (10, 2, 43, 100, 1000)
+"""Numbers of classes K to try; the first that the defense accepts is used where one is enough."""
+
+_CLEAR_LEAD = 1e-3
+"""The lead from which the top class counts as unique: float32 rounding cannot overturn it."""
+_REPEATS = 32
+"""Answers of a stochastic defense that are averaged."""
+_TOLERANCE = 1e-6
+"""How far apart answers may be that should be equal: batches of other sizes round differently."""
+
+
+Questions = tuple[Tensor, Tensor]
+"""The target's answers (N, K) and the images (N, 1, 8, 8) that they are about."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The defense under test, built afresh for every use."""
+
+    spec: str
+    classes: tuple[int, ...]
+    """The numbers of classes that it accepts."""
+
+    @property
+    def traits(self) -> Traits:
+        """What it declares."""
+        return load_defense(self.spec).traits
+
+    def fresh(self, num_classes: int | None = None) -> Defense:
+        """A new instance, prepared with the same seed each time."""
+        return _prepared(self.spec, num_classes or self.classes[0])
+
+    def questions(self, count: int, *, seed: int = 0) -> Questions:
+        """Generic answers about random images."""
+        generator = torch.Generator().manual_seed(seed)
+        return _generic(count, self.classes[0], generator), torch.rand(
+            count, *IMAGE_SHAPE, generator=generator
+        )
+
+
+def validate_defense(spec: str) -> list[Check]:
+    """Run the contract suite on the defense, or chain of defenses, that a spec describes.
+
+    A defense that cannot be built or prepared gets that failed check last. Raises `UsageError` for an unknown
+    name or parameter, as `load_defense` does; nothing that the defense itself raises gets out.
+    """
+    accepted: list[int] = []
+    checks = [attempt("loads", lambda: _loads(spec), passing=(UsageError,))]
+    if checks[-1].passed:
+        checks.append(attempt("prepares", lambda: _prepares(spec, accepted)))
+    if checks[-1].passed:
+        subject = Subject(spec, tuple(accepted))
+        checks += [attempt(name, partial(check, subject)) for name, check in _CHECKS.items()]
+    return checks
+
+
+# ------------------------------------------------------------------------------------------------- building
+
+
+def _loads(spec: str) -> str:
+    traits = getattr(load_defense(spec), "traits", None)
+    if not isinstance(traits, Traits):
+        raise Broken("declares no traits: give the class an attribute traits = Traits(...)")
+    return ""
+
+
+def _prepares(spec: str, accepted: list[int]) -> str:
+    declined = {}
+    for num_classes in CLASSES:
+        try:
+            _prepared(spec, num_classes)
+            accepted.append(num_classes)
+        except BadParameter as error:
+            declined[num_classes] = str(error)
+    skipped = "; ".join(
+        f"K={num_classes} skipped by declaration: {why}" for num_classes, why in declined.items()
+    )
+    if not accepted:
+        raise Broken(f"fits no number of classes: {skipped}")
+    return skipped
+
+
+def _prepared(spec: str, num_classes: int) -> Defense:
+    defense = load_defense(spec)
+    defense.prepare(
+        DefenseContext(
+            num_classes=num_classes,
+            image_shape=IMAGE_SHAPE,
+            device=torch.device("cpu"),
+            seed=0,
+            new_surrogate=lambda seed: tiny_network(seed, num_classes),
+        )
+    )
+    return defense
+
+
+# --------------------------------------------------------------------------------------- asking and comparing
+
+
+@torch.no_grad()
+def _ask(defense: Defense, probs: Tensor, images: Tensor) -> Tensor:
+    """The checked answer (N, K); the defense gets copies, so that it cannot alter the questions."""
+    return check_released(defense.release(probs.clone(), images.clone()), probs.shape, str(defense))
+
+
+def _ask_often(subject: Subject, defense: Defense, probs: Tensor, images: Tensor) -> Tensor:
+    """Answers (R, N, K) to the same questions, R being 1 unless the defense is stochastic."""
+    repeats = _REPEATS if subject.traits.stochastic else 1
+    return torch.stack([_ask(defense, probs, images) for _ in range(repeats)])
+
+
+def _ask_in_turn(subject: Subject, questions: Sequence[Questions]) -> list[Tensor]:
+    """The answers of one fresh instance to several batches, in that order."""
+    defense = subject.fresh()
+    return [_ask_often(subject, defense, *each) for each in questions]
+
+
+def _singly(questions: Questions) -> list[Questions]:
+    """The same questions as batches of one."""
+    probs, images = questions
+    return [(probs[i : i + 1], images[i : i + 1]) for i in range(len(probs))]
+
+
+def _expect_equal(first: Tensor, second: Tensor, complaint: str) -> None:
+    """Compare mean answers (R, N, K) up to rounding and chance."""
+    variance = first.var(dim=0, correction=0) + second.var(dim=0, correction=0)
+    chance = 6 * (variance / len(first)).sqrt()
+    apart = (first.mean(dim=0) - second.mean(dim=0)).abs()
+    if bool((apart > chance + _TOLERANCE).any()):
+        raise Broken(f"{complaint} (probabilities differ by up to {apart.max():.3g})")
+
+
+def _generic(count: int, num_classes: int, generator: torch.Generator) -> Tensor:
+    """Flat, ordinary and confident answers in turn, (N, K)."""
+    scale = torch.tensor([1.0, 3.0, 10.0]).repeat(count // 3 + 1)[:count, None]
+    return (scale * torch.randn(count, num_classes, generator=generator)).softmax(dim=1)
+
+
+def _kinds(num_classes: int) -> dict[str, Tensor]:
+    """Batches of answers (N, K) of every kind that a target can give."""
+    one_hot = F.one_hot(torch.arange(num_classes)[:: max(1, num_classes // 8)], num_classes).float()
+    every_other = (torch.arange(num_classes) % 2 == 0).float()[None]
+    return {
+        "random": _generic(48, num_classes, torch.Generator().manual_seed(num_classes)),
+        "one-hot": one_hot,
+        "nearly one-hot": 0.999999 * one_hot + 0.000001 / num_classes,
+        "tied": torch.cat([(one_hot + one_hot.roll(1, dims=1)) / 2, every_other / every_other.sum()]),
+        "uniform": torch.full((3, num_classes), 1 / num_classes),
+    }
+
+
+def _every_answer(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What was asked in words, the target's answers (N, K), and what a fresh instance makes of them."""
+    for num_classes in subject.classes:
+        defense = subject.fresh(num_classes)
+        for kind, probs in _kinds(num_classes).items():
+            images = torch.rand(len(probs), *IMAGE_SHAPE, generator=torch.Generator().manual_seed(1))
+            asked = f"{kind} answers of {num_classes} classes"
+            try:
+                released = _ask(defense, probs, images)
+            except Exception as error:  # say what was asked, whatever went wrong
+                raise Broken(f"{in_words(error)} (given {asked})") from error
+            yield asked, probs, released
+
+
+# ------------------------------------------------------------------------------------------------- the checks
+
+
+def _probabilities(subject: Subject) -> str:
+    asked = [asked for asked, _, _ in _every_answer(subject)]  # each answer is checked as it is given
+    return f"{len(asked)} kinds of answers"
+
+
+def _batch_sizes(subject: Subject) -> str:
+    for size in (1, 4096):
+        _ask(subject.fresh(), *subject.questions(size))
+    return "1 and 4096 images"
+
+
+def _inputs(subject: Subject) -> str:
+    probs, images = subject.questions(8)
+    given = probs.clone(), images.clone()
+    with torch.no_grad():
+        released = subject.fresh().release(*given)
+    if not released.is_floating_point():
+        raise Broken(f"released {released.dtype} where floating point is due")
+    if not (torch.equal(given[0], probs) and torch.equal(given[1], images)):
+        raise Broken("modified its inputs in place: work on a copy")
+    return ""
+
+
+def _argmax(subject: Subject) -> str:
+    if not subject.traits.argmax_preserving:
+        return "declared not to preserve it"
+    for asked, probs, released in _every_answer(subject):
+        best, second = probs.topk(2, dim=1).values.unbind(dim=1)
+        changed = (best - second > _CLEAR_LEAD) & (released.argmax(dim=1) != probs.argmax(dim=1))
+        if bool(changed.any()):
+            raise Broken(
+                f"the top class changed in {int(changed.sum())} of {len(probs)} {asked}: "
+                "keep it or declare argmax_preserving=False"
+            )
+    return ""
+
+
+def _labels_only(subject: Subject) -> str:
+    if not subject.traits.labels_only:
+        return "declared to release more than labels"
+    for asked, _, released in _every_answer(subject):
+        if not bool(((released == 0) | (released == 1)).all()):
+            raise Broken(f"answers are not one-hot, given {asked}: declare labels_only=False")
+    return ""
+
+
+def _determinism(subject: Subject) -> str:
+    traits = subject.traits
+    if traits.stateful:
+        return "declared stateful: asking twice may give two answers"
+    defense, questions = subject.fresh(), subject.questions(256)
+    equal = torch.equal(_ask(defense, *questions), _ask(defense, *questions))
+    if traits.stochastic and equal:
+        raise Broken("asked twice, it answered 256 images alike: declare stochastic=False")
+    if not traits.stochastic and not equal:
+        raise Broken("asked twice, it gave two answers: declare stochastic=True (or stateful=True)")
+    return ""
+
+
+def _batch_composition(subject: Subject) -> str:
+    if subject.traits.stateful:
+        return "declared stateful: answers may depend on the queries before"
+    probs, images = subject.questions(64)
+    [together] = _ask_in_turn(subject, [(probs, images)])
+    alone = _ask_in_turn(subject, _singly((probs[:8], images[:8])))
+    _expect_equal(
+        together[:, :8], torch.cat(alone, dim=1), "the same image is answered otherwise alone than among 64"
+    )
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
+    [shuffled] = _ask_in_turn(subject, [(probs[order], images[order])])
+    _expect_equal(together[:, order], shuffled, "the same image is answered otherwise in a shuffled batch")
+    return ""
+
+
+def _history(subject: Subject) -> str:
+    if subject.traits.stateful:
+        return "declared stateful: answers may depend on the queries before"
+    complaint = "the same image is answered otherwise {}: declare stateful=True"
+    batches = [subject.questions(8, seed=seed) for seed in range(4)]
+    forwards, backwards = _ask_in_turn(subject, batches), _ask_in_turn(subject, batches[::-1])
+    _expect_equal(
+        torch.cat(forwards, dim=1), torch.cat(backwards[::-1], dim=1), complaint.format("in another order")
+    )
+    used = subject.fresh()
+    for question in _singly(subject.questions(1024, seed=100)):
+        _ask(used, *question)
+    after = _ask_often(subject, used, *batches[0])
+    _expect_equal(forwards[0], after, complaint.format("after 1,024 other queries"))
+    return ""
+
+
+def _state(subject: Subject) -> str:
+    first, second = subject.fresh(), subject.fresh()
+    _ask(first, *subject.questions(64))
+    second.load_state_dict(stored(first.state_dict()))
+    for seed in (1, 2):
+        questions = subject.questions(64, seed=seed)
+        if not torch.equal(_ask(first, *questions), _ask(second, *questions)):
+            raise Broken("restored from its saved state, it does not continue with the same answers")
+    return ""
+
+
+def _seed(subject: Subject) -> str:
+    first, second = subject.fresh(), subject.fresh()
+    for seed in (0, 1):
+        questions = subject.questions(64, seed=seed)
+        if not torch.equal(_ask(first, *questions), _ask(second, *questions)):
+            raise Broken("two instances of one seed answer differently: draw from context.generator() only")
+    return ""
+
+
+def _global_random_state(subject: Subject) -> str:
+    before = torch.get_rng_state()
+    _ask(subject.fresh(), *subject.questions(64))
+    if not torch.equal(before, torch.get_rng_state()):
+        raise Broken("it draws from torch's global random state: draw from context.generator() only")
+    return ""
+
+
+_CHECKS: dict[str, Callable[[Subject], str]] = {
+    "probabilities": _probabilities,
+    "batch sizes": _batch_sizes,
+    "inputs": _inputs,
+    "argmax": _argmax,
+    "labels only": _labels_only,
+    "determinism": _determinism,
+    "batch composition": _batch_composition,
+    "history": _history,
+    "state": _state,
+    "seed": _seed,
+    "global random state": _global_random_state,
+}

@@ -1,0 +1,1 @@
+"""What protects a target: one file a defense."""

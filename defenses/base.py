@@ -1,0 +1,182 @@
+"""The contract of a defense: it maps what the target would answer to what is released.
+
+A defense is a keyword-only dataclass with one method to write, `Defense.release`. What it needs beyond the
+probabilities it declares in `Traits` and gets from the `DefenseContext` in `Defense.prepare`. The harness
+validates every released batch and renormalizes nothing silently.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..components import Component, load, split_chain
+from ..errors import ContractViolation
+from ..targets.persistence import restore, snapshot
+
+Need = Literal["logits", "features", "surrogate", "auxiliary"]
+Stage = Literal["output", "training", "detection", "deterrent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a defense declares about itself; ``msbench validate defense`` checks the checkable ones."""
+
+    argmax_preserving: bool
+    """The released top class is the target's, for every input."""
+    stochastic: bool = False
+    """Asked twice, the same image may be answered differently."""
+    stateful: bool = False
+    """An answer may depend on the queries before it."""
+    labels_only: bool = False
+    """Released answers are one-hot, and the interface says so."""
+    needs: tuple[Need, ...] = ()
+    """What it uses beyond the probabilities and the images."""
+    stage: Stage = "output"
+    """Where it acts; each stage has its own table."""
+    knob: str | None = None
+    """The hyperparameter that sets its strength."""
+    sweep: tuple[Any, ...] = ()
+    """The knob's values, weakest first, that a sweep runs."""
+    preserves: str = ""
+    """In plain words: what stays useful for an honest user."""
+    weakness: str = ""
+    """In plain words: how an attacker who knows it gets around it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseContext:
+    """What the harness hands to a defense before the first query."""
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    device: torch.device
+    seed: int
+    """The defense's own seed; streams for different purposes come from `generator`."""
+    new_surrogate: Callable[[int], nn.Module]
+    """An untrained network of the target's architecture (pixels in [0, 1] in, logits out), from a seed."""
+
+    def generator(self) -> torch.Generator:
+        """A random generator on the device, seeded with the defense's seed."""
+        return torch.Generator(self.device).manual_seed(self.seed)
+
+
+@dataclass(kw_only=True)
+class Defense(Component, ABC):
+    """Base class of all defenses. Write `release`; override `prepare` to fit or build something first."""
+
+    kind: ClassVar[str] = "defense"
+    traits: ClassVar[Traits]
+
+    def declare(self, **traits: Any) -> None:
+        """Change this instance's traits where they depend on hyperparameters; for ``__post_init__``."""
+        object.__setattr__(self, "traits", replace(self.traits, **traits))
+
+    def prepare(self, context: DefenseContext) -> None:
+        """Called once before the first query. Raise `BadParameter` if a setting does not fit the target."""
+
+    @abstractmethod
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        """The answers that leave the building.
+
+        Args:
+            probs: the target's probabilities (N, K), float32, on the simplex.
+            images: the queries (N, C, H, W) in [0, 1].
+
+        Returns:
+            (N, K) on the simplex: finite, non-negative, each row summing to one within 1e-4.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything beside the hyperparameters that later answers depend on."""
+        return snapshot(self, skip=("traits",))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken, after `prepare`."""
+        restore(self, state)
+
+
+@dataclass(kw_only=True)
+class Chain(Defense):
+    """Several defenses one after the other; each sees what the one before it released."""
+
+    links: Sequence[Defense] = field(default=())
+
+    def __post_init__(self) -> None:
+        each = [link.traits for link in self.links]
+        self.traits = Traits(  # type: ignore[misc]  # a chain's traits are those of its links
+            argmax_preserving=all(t.argmax_preserving for t in each),
+            stochastic=any(t.stochastic for t in each),
+            stateful=any(t.stateful for t in each),
+            labels_only=each[-1].labels_only,
+            needs=tuple(sorted({need for t in each for need in t.needs})),
+        )
+
+    def prepare(self, context: DefenseContext) -> None:
+        """Prepare every link, each with a seed of its own: two noises in a chain draw different numbers."""
+        for i, link in enumerate(self.links):
+            link.prepare(replace(context, seed=(context.seed + i * 0x9E3779B1) % 2**63))
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        """Pass the answers through every link, checking each."""
+        for link in self.links:
+            probs = check_released(link.release(probs, images), probs.shape, str(link))
+        return probs
+
+    def describe(self) -> dict[str, Any]:
+        """The links in order, as one component named after all of them."""
+        parts = [link.describe() for link in self.links]
+        return {
+            "name": "+".join(part["name"] for part in parts),
+            "version": "+".join(part["version"] for part in parts),
+            "params": {f"{i}.{key}": v for i, part in enumerate(parts) for key, v in part["params"].items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The links' states, by position."""
+        return {str(i): link.state_dict() for i, link in enumerate(self.links)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore every link."""
+        for i, link in enumerate(self.links):
+            link.load_state_dict(state[str(i)])
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.links))
+
+
+def load_defense(spec: str) -> Defense:
+    """Build a defense, or a chain of them joined by ``+``, from its spec."""
+    links = [load("defense", part) for part in split_chain(spec)]
+    return links[0] if len(links) == 1 else Chain(links=links)  # type: ignore[return-value, arg-type]
+
+
+def check_released(released: Any, shape: torch.Size, who: str) -> Tensor:
+    """Return ``released`` if it is a batch of probability vectors of the expected shape.
+
+    Raises `ContractViolation` naming the defense and what is wrong: type, shape, NaN or infinity, negative
+    entries, rows that do not sum to one within 1e-4 (logits, say).
+    """
+    if not isinstance(released, Tensor):
+        raise ContractViolation(f"defense {who} released a {type(released).__name__}, not a tensor")
+    if released.shape != shape:
+        raise ContractViolation(
+            f"defense {who} released shape {tuple(released.shape)} where {tuple(shape)} was due"
+        )
+    answers: Tensor = released.detach().float()
+    if not bool(torch.isfinite(answers).all()):
+        raise ContractViolation(f"defense {who} released NaN or infinite values")
+    if bool((answers < 0).any()):
+        raise ContractViolation(
+            f"defense {who} released negative values (smallest {answers.min():g}): "
+            "these are not probabilities; logits must go through softmax first"
+        )
+    sums = answers.sum(dim=1)
+    if bool(((sums - 1).abs() > 1e-4).any()):
+        raise ContractViolation(
+            f"defense {who} released rows that sum to {sums.min():.6g} up to {sums.max():.6g}, not to one"
+        )
+    return answers

@@ -1,0 +1,31 @@
+"""The deployed path: target, then defense, then validation. Attackers and honest users both go through it."""
+
+import torch
+from torch import Tensor
+
+from ..targets.target import Target
+from .base import Defense, check_released
+
+
+class Deployment:
+    """A defended target as it would be served.
+
+    Args:
+        target: the trained classifier, in evaluation mode.
+        defense: the prepared defense.
+    """
+
+    def __init__(self, target: Target, defense: Defense) -> None:
+        self.target = target
+        self.defense = defense
+
+    @torch.no_grad()
+    def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean and released probabilities, each (N, K) float32, for images (N, C, H, W) in [0, 1].
+
+        Raises `ContractViolation` if the defense releases anything but probability vectors.
+        """
+        clean = self.target(images).float().softmax(dim=1)
+        # The defense gets a copy, so that one which works in place cannot alter what it is measured against.
+        released = self.defense.release(clean.clone(), images)
+        return clean, check_released(released, clean.shape, str(self.defense))

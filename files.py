@@ -1,0 +1,36 @@
+"""Writing files so that a crash never leaves half of one.
+
+The pattern is: temporary file in the same folder, fsync, rename. A reader sees the old file or the new one.
+Temporary names start with a dot and end in ``.tmp``: a process killed between the two steps leaves such a file
+behind, and no reader of ours takes it for a record or a state. Renaming is atomic on one file system, which is
+why the temporary file is a neighbor of its target and not in ``/tmp``.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import StoreError
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call ``write(file)`` on a temporary binary file beside ``path`` and rename it into place.
+
+    Raises `StoreError` where the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error

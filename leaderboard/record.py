@@ -1,0 +1,257 @@
+"""The record: what one run leaves behind, as one JSON file. Everything else is derived from records.
+
+Numbers are numbers, never formatted text; a value that does not exist is null, never a guess. Unknown keys
+are refused, so that a typo cannot hide. Hostname and user are never written. A change of this schema raises
+``schema_version`` and changes ``schema.json`` and the golden files in the tests.
+"""
+
+import hashlib
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+SCHEMA_VERSION = 1
+
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[FiniteFloat, Field(ge=0)]
+Nonnegative = Annotated[FiniteFloat, Field(ge=0)]
+
+
+def _finite(value: Any) -> Any:
+    """Refuse NaN and infinity at any depth: JSON has none, and two runs would share one identity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a JSON number")
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            _finite(item)
+    return value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ComponentInfo(_Section):
+    """A component as it was resolved: all hyperparameters, defaults included."""
+
+    name: str
+    version: str
+    params: Annotated[dict[str, Any], AfterValidator(_finite)]
+
+
+class SpecInfo(_Section):
+    """What determines the run completely; its hash is the run's identity."""
+
+    protocol: str
+    """Version of the rules of measurement."""
+    target: ComponentInfo
+    """``DATASET/ARCHITECTURE`` with the training seed, or the digest of a checkpoint."""
+    defense: ComponentInfo
+    attack: ComponentInfo
+    recovery: ComponentInfo
+    clone: str
+    """Architecture of the clone, as a spec."""
+    pool: str | None
+    """The attacker's own images, as a data set spec; null for data-free attacks."""
+    budget: Annotated[int, Field(ge=1)]
+    """Queries allowed; one query is one image."""
+    seed: Count
+    """The attack's seed."""
+    defense_seed: Count
+    """The defense's own seed."""
+    precision: Literal["fp32", "bf16"]
+
+
+class TargetInfo(_Section):
+    """The target as it was attacked."""
+
+    accuracy: Share
+    """On the held-out test set, undefended."""
+    digest: str
+    """SHA-256 of its weights."""
+    num_classes: Annotated[int, Field(ge=2)]
+    image_shape: tuple[int, int, int]
+
+
+class BudgetInfo(_Section):
+    """What was allowed and what was used."""
+
+    limit: Annotated[int, Field(ge=1)]
+    spent: Count
+    stop: str
+    """Why the attack ended: ``budget spent``, or what it said when it left some."""
+
+
+class Transfer(_Section):
+    """Adversarial examples made on the clone and shown to the undefended target."""
+
+    epsilon: Annotated[FiniteFloat, Field(gt=0)]
+    """L-infinity radius in pixel units."""
+    images: Count
+    """Test images used: those that the target gets right."""
+    fgsm: Share
+    """Share of those images that the target now gets wrong."""
+    bim: Share
+    pgd: Share
+
+
+class Stolen(_Section):
+    """What the attacker got away with, on the target's held-out test set."""
+
+    clone_accuracy: Share
+    agreement: Share
+    """Same top class as the undefended target."""
+    agreement_released: Share
+    """Same top class as what the defense releases."""
+    kl: Nonnegative
+    """Mean KL(target || clone), nats."""
+    l1: Annotated[FiniteFloat, Field(ge=0, le=2)]
+    """Mean L1 distance between target's and clone's probabilities."""
+    queries_to_half: Count | None
+    """Queries at the first milestone with half of the target's accuracy; null if never reached."""
+    queries_to_90: Count | None
+    """The same for 90 % of the target's accuracy."""
+    area_under_curve: Share
+    """Mean clone accuracy over log-queries, from the first milestone to the last."""
+    transfer: Transfer
+
+
+class Distance(_Section):
+    """L1 distance of released from clean answers."""
+
+    mean: Annotated[FiniteFloat, Field(ge=0, le=2.0001)]
+    p95: Annotated[FiniteFloat, Field(ge=0, le=2.0001)]
+    max: Annotated[FiniteFloat, Field(ge=0, le=2.0001)]
+
+
+class Paid(_Section):
+    """What the defense cost an honest user, through the same deployed path."""
+
+    defended_accuracy: Share
+    """After the attack's traffic."""
+    defended_accuracy_before: Share
+    """Before the attack's first query."""
+    argmax_changed: Share
+    """Test images whose released top class is not the target's."""
+    l1: Distance
+    """On the test set."""
+    l1_queries: Distance | None
+    """On the attack's queries; null if it made none."""
+    nll: Nonnegative
+    """Mean negative log-likelihood of the true label under the released answer, floored at 1e-12."""
+    ece: Share
+    """Expected calibration error, 15 equal bins."""
+    auroc: Share | None
+    """How well the released top probability tells test images from the data set's declared unrelated pool."""
+    state_bytes: Count
+    """Size of the defense's state after the run."""
+
+
+class CurvePoint(_Section):
+    """The clone at one milestone."""
+
+    queries: Count
+    clone_accuracy: Share
+    agreement: Share
+    defended_accuracy: Share
+    """Measured between the attack's queries."""
+
+
+class Diagnostics(_Section):
+    """What the attack asked about."""
+
+    label_histogram: list[Count]
+    """How often the undefended target predicts each class on the queried images."""
+    label_entropy: Nonnegative
+    """Entropy of that histogram, nats; log K is balanced."""
+    query_distance: Nonnegative | None
+    """Mean L2 distance, per pixel (RMS), of the last queried images from their nearest test image."""
+    attack: dict[str, FiniteFloat]
+    """The attack's own numbers at the end."""
+
+
+class Timing(_Section):
+    """Seconds, summed over all sessions of a resumed run; the only part that differs between equal runs."""
+
+    created_utc: str
+    wall: Seconds
+    attack: Seconds
+    evaluation: Seconds
+    latency_ratio: dict[str, Nonnegative]
+    """Time per answer of the deployed path over that of the bare target, at batch sizes 1 and 256."""
+    resumed: Count
+    """How many times the run was continued from saved state."""
+
+
+class Environment(_Section):
+    """Where it ran. Never hostname or user."""
+
+    msbench: str
+    python: str
+    torch: str
+    timm: str
+    platform: str
+    device: str
+    threads: Count
+    commit: str | None
+    """Commit of the checkout that msbench runs from; null when installed."""
+    dirty: bool | None
+
+
+class ErrorInfo(_Section):
+    """Why a run failed."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+class Record(_Section):
+    """One run."""
+
+    schema_version: Literal[1] = 1
+    protocol: str
+    run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+    status: Literal["done", "failed", "interrupted"]
+    spec: SpecInfo
+    target: TargetInfo | None
+    budget: BudgetInfo
+    stolen: Stolen | None
+    paid: Paid | None
+    curve: list[CurvePoint]
+    diagnostics: Diagnostics | None
+    flags: list[str]
+    """What a reader should know before trusting the numbers."""
+    timing: Timing
+    env: Environment
+    error: ErrorInfo | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Record":
+        if self.budget.spent > self.budget.limit:
+            raise ValueError(f"spent {self.budget.spent} queries of a budget of {self.budget.limit}")
+        if self.budget.limit != self.spec.budget:
+            raise ValueError(f"budget.limit {self.budget.limit} is not spec.budget {self.spec.budget}")
+        if self.protocol != self.spec.protocol:
+            raise ValueError(f"protocol {self.protocol} is not spec.protocol {self.spec.protocol}")
+        if self.status == "done" and (self.stolen is None or self.paid is None or self.target is None):
+            raise ValueError("a record that is done needs target, stolen and paid")
+        if self.status == "failed" and self.error is None:
+            raise ValueError("a record that failed needs error")
+        if self.run_id != run_id(self.spec):
+            raise ValueError(f"run_id {self.run_id} is not the hash of the spec, {run_id(self.spec)}")
+        return self
+
+
+def run_id(spec: SpecInfo) -> str:
+    """The identity of a run: twelve hexadecimal digits of the SHA-256 of its canonical spec."""
+    canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def schema_text() -> str:
+    """The JSON Schema of a record, as ``leaderboard/schema.json`` holds it."""
+    return json.dumps(Record.model_json_schema(), sort_keys=True, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,407 @@
+"""From records to scores: what each attack stole behind each defense, and the worst of it.
+
+A *cell* is everything that was measured under one condition: the same protocol, target, budget, defense,
+attack, recovery, clone, pool and precision, hyperparameters and versions included. Only seeds differ inside a
+cell, and only over seeds is a mean ever taken: never over attacks, never over hyperparameters. A defense is
+judged by its worst cell, so adding an attack can only lower its standing, and a cell that nobody ran is
+missing, not good.
+
+The floor of the stolen share is chance. For an attack with a pool of its own images that is too low (its
+clone knows something before the first query); then the share is too high, and the cell says so.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any, NamedTuple, TypeVar
+
+import pandas as pd
+
+from ..components import format_spec
+from .record import ComponentInfo, Record, SpecInfo
+
+TABLE = ["protocol", "target", "budget"]
+"""What all cells of one table share."""
+
+METRICS = ("agreement", "clone_accuracy", "defended_accuracy", "l1", "stolen_share")
+"""What is averaged over seeds. All but ``l1`` (0 to 2) are shares."""
+
+UPPER_BOUND = "peeks at clean answers: an upper bound, never ranked"
+CHANCE_FLOOR = "attacker owns images: with chance as the floor, the stolen share is too high"
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds."""
+
+    mean: float
+    half: float | None
+    """Half of the 95 % confidence interval (Student's t); None for a single run."""
+    n: int
+
+
+class Measurement(NamedTuple):
+    """What one run contributes to its cell."""
+
+    agreement: float
+    clone_accuracy: float
+    defended_accuracy: float
+    l1: float
+    """Mean L1 distance of released from clean answers on the test set."""
+    stolen_share: float
+    """NaN where the target is no better than the floor."""
+    target_accuracy: float
+    digest: str
+    flags: tuple[str, ...]
+
+
+class Part(NamedTuple):
+    """A component, hashable: its parameters are canonical JSON text."""
+
+    name: str
+    version: str
+    params: str
+
+
+class Column(NamedTuple):
+    """How the target is attacked."""
+
+    attack: Part
+    recovery: Part
+    setting: Part
+    """Clone, pool and precision, as parameters of a nameless component."""
+
+
+class Condition(NamedTuple):
+    """What the runs of one cell have in common."""
+
+    protocol: str
+    target: Part
+    budget: int
+    defense: Part
+    column: Column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One condition's scores over seeds. Labels tell it from the others that were made with it."""
+
+    protocol: str
+    target: str
+    budget: int
+    defense: str
+    """With all hyperparameters."""
+    attack: str
+    """Attack, recovery, and whatever else distinguishes this column from others of the same names."""
+    agreement: Estimate
+    clone_accuracy: Estimate
+    defended_accuracy: Estimate
+    l1: Estimate
+    stolen_share: Estimate | None
+    """None where it is undefined: the target is no better than the floor."""
+    target_accuracy: float
+    """Mean over the runs; differs between them only if their targets were trained on different machines."""
+    targets: tuple[str, ...]
+    """Digests of the attacked weights."""
+    ranked: bool
+    """Whether it counts for the worst case; upper bounds do not."""
+    note: str
+    flags: tuple[str, ...]
+    """Everything that the runs' records warn about."""
+
+    @property
+    def n(self) -> int:
+        """Runs in the cell."""
+        return self.agreement.n
+
+    @property
+    def table(self) -> tuple[str, str, int]:
+        """Which table it belongs to."""
+        return self.protocol, self.target, self.budget
+
+
+def stolen_share(clone_accuracy: float, target_accuracy: float, floor: float) -> float:
+    """How much of what the target knows beyond the floor the clone knows: 0 is nothing, 1 is all of it.
+
+    NaN where the target is no better than the floor: there is nothing to steal.
+    """
+    if target_accuracy <= floor:
+        return math.nan
+    return max(0.0, (clone_accuracy - floor) / (target_accuracy - floor))
+
+
+def estimate(values: Iterable[float]) -> Estimate:
+    """Mean and half 95 % interval; does not depend on the order of the values."""
+    sample = list(values)
+    n = len(sample)
+    mean = math.fsum(sample) / n
+    if n == 1:
+        return Estimate(mean, None, 1)
+    variance = math.fsum((value - mean) ** 2 for value in sample) / (n - 1)
+    return Estimate(mean, _t_quantile(n - 1) * math.sqrt(variance / n), n)
+
+
+def cells(records: Iterable[Record]) -> list[Cell]:
+    """Group the records that are done into cells, in a fixed order; records of one run count once."""
+    groups: dict[Condition, list[Measurement]] = defaultdict(list)
+    for condition, measurement in _runs(records):
+        groups[condition].append(measurement)
+    targets = _labels({key.target for key in groups})
+    defenses = _labels({key.defense for key in groups}, in_full=True)
+    columns = _column_labels({key.column for key in groups})
+    return [
+        _cell(key, targets[key.target], defenses[key.defense], columns[key.column], groups[key])
+        for key in sorted(groups)
+    ]
+
+
+def worst_cases(cells: Iterable[Cell]) -> dict[tuple[str, str, int, str], Cell]:
+    """For each table and defense, the ranked cell with the largest mean stolen share.
+
+    A defense without any such cell is absent.
+    """
+    worst: dict[tuple[str, str, int, str], Cell] = {}
+    for cell in cells:
+        if cell.ranked and cell.stolen_share is not None:
+            place = (*cell.table, cell.defense)
+            worst[place] = min(worst.get(place, cell), cell, key=_by_severity)
+    return worst
+
+
+def frame(cells: Iterable[Cell]) -> pd.DataFrame:
+    """All cells as one tidy frame: a row for each defense and attack of each table, missing ones with n = 0.
+
+    Every report is made from this frame. Columns: `TABLE`, defense, attack, n, each of `METRICS` with its
+    ``…_interval`` (half of the 95 % interval), target_accuracy, targets, ranked, worst_case, complete (the
+    defense was run against every ranked attack of its table), note, flags. Defenses stand in the order of
+    their worst cases, best first; incomplete ones last, since a missing cell is no merit.
+    """
+    known = list(cells)
+    rows = [row for table in _tables(known) for row in _table_rows(table)]
+    return pd.DataFrame(rows, columns=_frame_columns())
+
+
+def spec_text(component: ComponentInfo) -> str:
+    """A component with all its parameters, as it would be written: ``topk:k=5+rounding:decimals=2``."""
+    return _in_full(_part(component))
+
+
+# ------------------------------------------------------------------------------------------------- measuring
+
+
+def _runs(records: Iterable[Record]) -> Iterator[tuple[Condition, Measurement]]:
+    """What was measured and under which condition, once for each finished run: its newest record counts."""
+    conditions: dict[str, Condition] = {}
+    newest: dict[str, tuple[str, str, Measurement]] = {}
+    for record in records:
+        measurement = _measure(record)
+        if measurement is not None:
+            common = _canonical(record.spec.model_dump(exclude={"seed", "defense_seed"}))
+            if common not in conditions:
+                conditions[common] = _condition(record.spec)
+            run = record.timing.created_utc, common, measurement
+            newest[record.run_id] = max(newest.get(record.run_id, run), run)
+    return ((conditions[common], measurement) for _, common, measurement in newest.values())
+
+
+def _measure(record: Record) -> Measurement | None:
+    target, stolen, paid = record.target, record.stolen, record.paid
+    if record.status != "done" or target is None or stolen is None or paid is None:
+        return None
+    return Measurement(
+        agreement=stolen.agreement,
+        clone_accuracy=stolen.clone_accuracy,
+        defended_accuracy=paid.defended_accuracy,
+        l1=paid.l1.mean,
+        stolen_share=stolen_share(stolen.clone_accuracy, target.accuracy, 1 / target.num_classes),
+        target_accuracy=target.accuracy,
+        digest=target.digest,
+        flags=tuple(record.flags),
+    )
+
+
+def _cell(key: Condition, target: str, defense: str, attack: str, runs: list[Measurement]) -> Cell:
+    means = {metric: estimate(getattr(run, metric) for run in runs) for metric in METRICS}
+    note = _note(key.column)
+    return Cell(
+        protocol=key.protocol,
+        target=target,
+        budget=key.budget,
+        defense=defense,
+        attack=attack,
+        agreement=means["agreement"],
+        clone_accuracy=means["clone_accuracy"],
+        defended_accuracy=means["defended_accuracy"],
+        l1=means["l1"],
+        stolen_share=None if math.isnan(means["stolen_share"].mean) else means["stolen_share"],
+        target_accuracy=estimate(run.target_accuracy for run in runs).mean,
+        targets=tuple(sorted({run.digest for run in runs})),
+        ranked=note != UPPER_BOUND,
+        note=note,
+        flags=tuple(sorted({flag for run in runs for flag in run.flags})),
+    )
+
+
+def _note(column: Column) -> str:
+    if column.recovery.name.startswith("oracle_"):
+        return UPPER_BOUND
+    return CHANCE_FLOOR if json.loads(column.setting.params)["pool"] else ""
+
+
+def _by_severity(cell: Cell) -> tuple[float, str]:
+    """Sorts the worst cell first; of equal ones, the first name."""
+    return -(cell.stolen_share.mean if cell.stolen_share else 0.0), cell.attack
+
+
+@cache
+def _t_quantile(freedom: int) -> float:
+    from scipy.special import stdtrit  # not needed, and not waited for, while every cell has one run
+
+    return float(stdtrit(freedom, 0.975))
+
+
+# -------------------------------------------------------------------------------------------------- labeling
+
+
+def _condition(spec: SpecInfo) -> Condition:
+    setting = {"clone": spec.clone, "pool": spec.pool, "precision": spec.precision}
+    column = Column(_part(spec.attack), _part(spec.recovery), Part("", "", _canonical(setting)))
+    return Condition(spec.protocol, _part(spec.target), spec.budget, _part(spec.defense), column)
+
+
+def _part(component: ComponentInfo) -> Part:
+    return Part(component.name, component.version, _canonical(component.params))
+
+
+_canonical = json.JSONEncoder(sort_keys=True).encode
+
+
+def _labels(parts: Iterable[Part], *, in_full: bool = False) -> dict[Part, str]:
+    """A label for each part: its name, and the parameters in which it differs from others of that name."""
+    namesakes = _grouped((part.name, part) for part in parts)
+    labels = {}
+    for group in namesakes.values():
+        keys = _differing(group)
+        for part in group:
+            label = _in_full(part) if in_full else _brief(part, keys)
+            labels[part] = label + (f" (version {part.version})" if in_full and "version" in keys else "")
+    return _distinct(labels)
+
+
+def _column_labels(columns: Collection[Column]) -> dict[Column, str]:
+    attacks = _labels({column.attack for column in columns})
+    recoveries = _labels({column.recovery for column in columns})
+    labels = {}
+    for group in _grouped((column.attack.name, column) for column in columns).values():
+        keys = _differing(column.setting for column in group)
+        for column in group:
+            recovery, setting = recoveries[column.recovery], _brief(column.setting, keys)
+            recovered = "" if recovery == "none" else f"+{recovery}"
+            labels[column] = attacks[column.attack] + recovered + (f" ({setting[1:]})" if setting else "")
+    return _distinct(labels)
+
+
+def _grouped(pairs: Iterable[tuple[str, K]]) -> dict[str, list[K]]:
+    groups: dict[str, list[K]] = defaultdict(list)
+    for name, member in sorted(pairs):
+        groups[name].append(member)
+    return groups
+
+
+def _facets(part: Part) -> dict[str, Any]:
+    params: dict[str, Any] = json.loads(part.params)
+    return {"version": part.version} | params
+
+
+def _differing(parts: Iterable[Part]) -> set[str]:
+    """The parameters (``version`` counts as one) that are not the same, or not there, in all parts."""
+    each = [{key: _canonical(value) for key, value in _facets(part).items()} for part in set(parts)]
+    return {key for facets in each for key in facets if any(other.get(key) != facets[key] for other in each)}
+
+
+def _brief(part: Part, keys: set[str]) -> str:
+    return format_spec(part.name, {key: value for key, value in _facets(part).items() if key in keys})
+
+
+def _in_full(part: Part) -> str:
+    """Name and parameters; a chain's, which are numbered by link (``0.k``), go back to their links."""
+    params: Mapping[str, Any] = json.loads(part.params)
+    links = part.name.split("+")
+    if len(links) == 1:
+        return format_spec(part.name, params)
+    owned = [
+        {key.partition(".")[2]: v for key, v in params.items() if key.startswith(f"{i}.")}
+        for i in range(len(links))
+    ]
+    return "+".join(map(format_spec, links, owned))
+
+
+def _distinct(labels: dict[K, str]) -> dict[K, str]:
+    """Number equal labels, which only odd names can cause: different conditions must never share one."""
+    seen: dict[str, int] = defaultdict(int)
+    distinct = {}
+    for key, label in labels.items():
+        seen[label] += 1
+        distinct[key] = label if seen[label] == 1 else f"{label} #{seen[label]}"
+    return distinct
+
+
+# --------------------------------------------------------------------------------------------------- framing
+
+
+def _tables(cells: Iterable[Cell]) -> list[list[Cell]]:
+    tables: dict[tuple[str, str, int], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        tables[cell.table].append(cell)
+    return [tables[key] for key in sorted(tables)]
+
+
+def _table_rows(table: list[Cell]) -> Iterator[dict[str, Any]]:
+    """The rows of one table, defenses in order of merit and attacks in order of names."""
+    present = {(cell.defense, cell.attack): cell for cell in table}
+    attacks = sorted({cell.attack for cell in table})
+    needed = {cell.attack for cell in table if cell.ranked}
+    worst = {place[-1]: cell for place, cell in worst_cases(table).items()}
+
+    def complete(defense: str) -> bool:
+        return all((defense, attack) in present for attack in needed)
+
+    def merit(defense: str) -> tuple[bool, bool, float, str]:
+        known = worst.get(defense)
+        return not complete(defense), known is None, -_by_severity(known)[0] if known else 0.0, defense
+
+    for defense, attack in product(sorted({cell.defense for cell in table}, key=merit), attacks):
+        cell = present.get((defense, attack))
+        row = _cell_row(cell) if cell else _missing_row(table[0], defense, attack)
+        yield row | {
+            "complete": complete(defense),
+            "worst_case": cell is not None and cell is worst.get(defense),
+        }
+
+
+def _cell_row(cell: Cell) -> dict[str, Any]:
+    row: dict[str, Any] = dict(zip(TABLE, cell.table, strict=True))
+    row |= {"defense": cell.defense, "attack": cell.attack, "n": cell.n}
+    for metric in METRICS:
+        known: Estimate | None = getattr(cell, metric)
+        row[metric] = known.mean if known else math.nan
+        row[f"{metric}_interval"] = math.nan if known is None or known.half is None else known.half
+    row |= {"target_accuracy": cell.target_accuracy, "targets": "; ".join(cell.targets)}
+    return row | {"ranked": cell.ranked, "note": cell.note, "flags": "; ".join(cell.flags)}
+
+
+def _missing_row(neighbor: Cell, defense: str, attack: str) -> dict[str, Any]:
+    row: dict[str, Any] = dict(zip(TABLE, neighbor.table, strict=True))
+    row |= {"defense": defense, "attack": attack, "n": 0}
+    return row | {"targets": "", "ranked": False, "note": "not run", "flags": ""}
+
+
+def _frame_columns() -> list[str]:
+    scores = [name for metric in METRICS for name in (metric, f"{metric}_interval")]
+    head = [*TABLE, "defense", "attack", "n", *scores, "target_accuracy", "targets"]
+    return [*head, "ranked", "worst_case", "complete", "note", "flags"]

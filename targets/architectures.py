@@ -1,0 +1,172 @@
+"""Network architectures, all built by ``timm.create_model``; the field's small ones are registered here.
+
+The "8x" of ResNet-18-8x and ResNet-34-8x (the model-stealing papers' names) is the total downsampling factor:
+standard widths of 64 to 512, a 3x3 stem, no max-pool. They are not eight times wider.
+
+An architecture is named as a spec, ``NAME`` or ``NAME:key=value,key=value``; the keys are the keyword arguments
+of timm's constructor.
+"""
+
+import ast
+import inspect
+from itertools import pairwise
+from typing import Any
+
+import timm
+import torch
+from timm.models import register_model
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+
+from ..components import format_spec, parse_spec
+from ..errors import BadParameter, UnknownName
+
+OURS = ("lenet5", "resnet18_8x", "resnet34_8x")
+"""What this module adds to timm's own architectures."""
+
+
+class LeNet5(nn.Module):
+    """LeNet-5 (LeCun et al., 1998) as the field uses it today, with ReLU and max-pooling.
+
+    Two convolutions, each followed by 2x2 max-pooling, then fully connected layers of 120 and 84 units. The
+    convolutions have 16 and 32 channels where the original has 6 and 16, and kernels of 5x5, but 3x3 on images
+    below 16 pixels, most of which a larger kernel would cover. Padding keeps sizes even.
+
+    Args:
+        num_classes: K.
+        in_chans: channels of the images.
+        img_size: height and width, a multiple of 4.
+        width: channels of the first convolution; the second has twice as many.
+        hidden: units of the hidden layers, joined by dashes.
+        norm: ``batch`` puts batch normalization after each convolution.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        img_size: int = 28,
+        width: int = 16,
+        hidden: str = "120-84",
+        norm: str = "none",
+    ) -> None:
+        super().__init__()
+        if norm not in ("none", "batch"):
+            raise BadParameter(f"lenet5: norm={norm!r} is not usable: choose none or batch")
+        if img_size % 4:
+            raise BadParameter(f"lenet5: img_size={img_size} is not usable: it must be a multiple of 4")
+        kernel = 5 if img_size >= 16 else 3
+        self.features = nn.Sequential(
+            *_stage(in_chans, width, kernel, norm),
+            *_stage(width, 2 * width, kernel, norm),
+            nn.Flatten(),
+        )
+        sizes = [2 * width * (img_size // 4) ** 2, *_units(str(hidden)), num_classes]
+        layers = [part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
+        self.head = nn.Sequential(*layers[:-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) for images (N, C, H, W)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+def _stage(channels_in: int, channels_out: int, kernel: int, norm: str) -> list[nn.Module]:
+    normalization: list[nn.Module] = [nn.BatchNorm2d(channels_out)] if norm == "batch" else []
+    convolution = nn.Conv2d(
+        channels_in, channels_out, kernel, padding=kernel // 2, bias=not normalization
+    )
+    return [convolution, *normalization, nn.ReLU(), nn.MaxPool2d(2)]
+
+
+def _units(hidden: str) -> list[int]:
+    units = [int(text) if text.isdecimal() else 0 for text in hidden.split("-")]
+    if min(units) < 1:
+        raise BadParameter(f"lenet5: hidden={hidden!r} is not usable: write 120-84, say")
+    return units
+
+
+@register_model
+def lenet5(pretrained: bool = False, **kwargs: Any) -> LeNet5:
+    """LeNet-5; no pretrained weights exist."""
+    return LeNet5(**_known(kwargs, LeNet5))
+
+
+@register_model
+def resnet18_8x(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-18 for small images: 11,173,962 parameters with 3 channels and 10 classes."""
+    return _resnet_8x((2, 2, 2, 2), kwargs)
+
+
+@register_model
+def resnet34_8x(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-34 for small images."""
+    return _resnet_8x((3, 4, 6, 3), kwargs)
+
+
+def _resnet_8x(layers: tuple[int, ...], kwargs: dict[str, Any]) -> ResNet:
+    network = ResNet(BasicBlock, layers, **_known(kwargs, ResNet))
+    stem = network.conv1
+    network.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
+    return network
+
+
+def _known(kwargs: dict[str, Any], cls: type) -> dict[str, Any]:
+    """Drop what timm passes to every constructor but this one does not take."""
+    accepted = inspect.signature(cls).parameters
+    passed_by_timm = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "img_size")
+    return {key: value for key, value in kwargs.items() if key in accepted or key not in passed_by_timm}
+
+
+def our_architectures() -> list[str]:
+    """The architectures that msbench adds to timm's."""
+    return list(OURS)
+
+
+def check_architecture(spec: str) -> None:
+    """Raise `UnknownName` unless timm (or the hub, for ``hf-hub:`` names) can build the architecture."""
+    name, _ = parse_spec(spec)
+    if name.startswith("hf-hub:") or timm.is_model(name):
+        return
+    raise UnknownName(
+        "architecture", name, timm.list_models(), hint=f"ours: {', '.join(OURS)}; any timm model name works"
+    )
+
+
+def build_network(
+    spec: str, *, num_classes: int, image_shape: tuple[int, int, int], seed: int, pretrained: bool = False
+) -> nn.Module:
+    """Build an architecture with freshly initialized (or, if asked, pretrained) weights.
+
+    The initialization depends on ``seed`` alone and leaves the global random state as it was.
+
+    Raises `UnknownName` for a name that timm does not know and `BadParameter` for arguments it does not take.
+    """
+    check_architecture(spec)
+    name, text = parse_spec(spec)
+    kwargs = {key: _literal(value) for key, value in text.items()}
+    channels, height, _ = image_shape
+    if _takes_image_size(name):
+        kwargs.setdefault("img_size", height)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            network: nn.Module = timm.create_model(
+                name, pretrained=pretrained, num_classes=num_classes, in_chans=channels, **kwargs
+            )
+        except TypeError as error:
+            raise BadParameter(f"architecture {format_spec(name, text)}: {error}") from None
+    return network
+
+
+def _takes_image_size(name: str) -> bool:
+    return name in ("lenet5",) or "vit" in name or "swin" in name or "mixer" in name
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

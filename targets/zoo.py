@@ -1,0 +1,306 @@
+"""The target zoo: named targets, trained on first use and cached.
+
+A target is named ``DATASET/ARCHITECTURE`` (``digits/lenet5``, ``cifar10/resnet34_8x``,
+``imagefolder:PATH/resnet18``). Weights are kept as safetensors with a JSON card beside them. An architecture with
+a timm tag (``imagenet/resnet50.a1_in1k``) or from the hub (``imagenet/hf-hub:ORG/NAME``) brings its own weights.
+Nothing here unpickles.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from platformdirs import user_cache_path
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from ..errors import BadCheckpoint, UsageError
+from ..files import write_atomically
+from .architectures import build_network, check_architecture
+from .datasets.base import Dataset
+from .datasets.loading import default_data_dir, load_dataset
+from .target import Target
+from .training import accuracy, channel_statistics, recipe_for, train
+
+TARGET_SEED = 0
+"""Every target of the zoo is trained with this seed: all attacks face the same weights."""
+
+
+class Watcher(Protocol):
+    """Who is told of a target's training; the benchmark's listener is one."""
+
+    def phase(self, text: str) -> None:
+        """A new part of the work begins."""
+
+    def training(self, epoch: int, epochs: int, loss: float) -> None:
+        """An epoch is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetName:
+    """A target's name, taken apart."""
+
+    dataset: Dataset
+    dataset_spec: str
+    architecture: str
+
+    @property
+    def brings_weights(self) -> bool:
+        """Whether the architecture names pretrained weights (a timm tag, or the hub)."""
+        bare = self.architecture.partition(":")[0]
+        return self.architecture.startswith("hf-hub:") or "." in bare
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What is known of a cached target."""
+
+    dataset: str
+    architecture: str
+    accuracy: float
+    """On the test set, from 0 to 1."""
+    seed: int
+    recipe: dict[str, Any]
+    digest: str
+    """SHA-256 of the weight file."""
+    trained_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A target ready to be attacked."""
+
+    target: Target
+    dataset: Dataset
+    card: Card
+    path: Path | None
+    """Where its weights are, unless they came from the hub."""
+
+
+def parse_target(name: str) -> TargetName:
+    """Take ``DATASET/ARCHITECTURE`` apart. Raises `UsageError` or `UnknownName` with the way out."""
+    head, hub, tail = name.partition("/hf-hub:")
+    dataset, slash, architecture = (head, "/", "hf-hub:" + tail) if hub else name.rpartition("/")
+    if not (dataset and slash and architecture):
+        raise UsageError(f"target {name!r} is not DATASET/ARCHITECTURE: write digits/lenet5, say")
+    found = load_dataset(dataset)
+    check_architecture(architecture)
+    return TargetName(dataset=found, dataset_spec=dataset, architecture=architecture)
+
+
+def describe_target(name: str, checkpoint: Path | None) -> dict[str, Any]:
+    """The target as it stands in a run's spec: a recipe and a seed, or the digest of a checkpoint."""
+    parsed = parse_target(name)
+    if checkpoint is not None:
+        digest = hashlib.sha256(_read_checkpoint(checkpoint)).hexdigest()
+        return {"name": name, "version": "checkpoint", "params": {"sha256": digest}}
+    if parsed.brings_weights:
+        return {"name": name, "version": "pretrained", "params": {}}
+    recipe = recipe_for(parsed.dataset.label())
+    return {"name": name, "version": recipe.version, "params": {"seed": TARGET_SEED}}
+
+
+def load_target(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    data_dir: Path | None = None,
+    download: bool = True,
+    device: torch.device | str = "cpu",
+    listener: Watcher | None = None,
+) -> Loaded:
+    """Load a target from the cache or a checkpoint, or train it and cache it.
+
+    Raises `MissingData` where its data set is not there, and `BadCheckpoint` for weights that do not fit.
+    """
+    parsed = parse_target(name)
+    open_split = partial(
+        parsed.dataset.load, data_dir=data_dir or default_data_dir(), download=download, device=device
+    )
+    if checkpoint is not None:
+        return _from_checkpoint(parsed, checkpoint, open_split, torch.device(device))
+    if parsed.brings_weights:
+        return _pretrained(parsed, open_split, torch.device(device))
+    path = _cache_path(parsed)
+    cached = _from_cache(parsed, path, torch.device(device))
+    return cached or _train_and_cache(parsed, path, open_split, torch.device(device), listener)
+
+
+def cached_targets() -> Iterator[Card]:
+    """The cards of all cached targets; a damaged card is passed over."""
+    for path in sorted(zoo_dir().glob("*/*.json")):
+        card = _read_card(path)
+        if card is not None:
+            yield card
+
+
+def zoo_dir() -> Path:
+    """Where targets are cached: below ``MSBENCH_HOME``, or the user's cache folder."""
+    home = os.environ.get("MSBENCH_HOME")
+    return (Path(home) if home else user_cache_path("msbench")) / "targets"
+
+
+# ------------------------------------------------------------------------------------------------- internals
+
+
+def _cache_path(parsed: TargetName) -> Path:
+    """Named after everything that determines the weights, so that a new recipe never finds old ones."""
+    recipe = asdict(recipe_for(parsed.dataset.label()))
+    identity = [parsed.dataset_spec, parsed.architecture, recipe, TARGET_SEED]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in parsed.architecture)
+    return zoo_dir() / parsed.dataset.label() / f"{stem}-{digest}.safetensors"
+
+
+def _read_card(path: Path) -> Card | None:
+    try:
+        return Card(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _from_cache(parsed: TargetName, path: Path, device: torch.device) -> Loaded | None:
+    card = _read_card(path.with_suffix(".json"))
+    if card is None or not path.is_file():
+        return None
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != card.digest:
+        return None  # a damaged file is trained anew rather than trusted
+    target = _assemble(parsed, load_tensors(content), path, device)
+    return Loaded(target=target, dataset=parsed.dataset, card=card, path=path)
+
+
+def _train_and_cache(
+    parsed: TargetName, path: Path, open_split: Any, device: torch.device, listener: Watcher | None
+) -> Loaded:
+    images, held_out = open_split("train"), open_split("test")
+    recipe = recipe_for(parsed.dataset.label())
+    if listener:
+        listener.phase(f"training target {parsed.dataset_spec}/{parsed.architecture} (once; then cached)")
+    started = time.perf_counter()
+    mean, std = channel_statistics(images)
+    target = _build(parsed, mean, std).to(device)
+    train(
+        target,
+        images,
+        recipe,
+        seed=TARGET_SEED,
+        device=device,
+        on_epoch=listener.training if listener else lambda epoch, epochs, loss: None,
+    )
+    content = save_tensors({key: value.cpu().contiguous() for key, value in target.state_dict().items()})
+    card = Card(
+        dataset=parsed.dataset_spec,
+        architecture=parsed.architecture,
+        accuracy=accuracy(target, held_out),
+        seed=TARGET_SEED,
+        recipe=asdict(recipe),
+        digest=hashlib.sha256(content).hexdigest(),
+        trained_seconds=round(time.perf_counter() - started, 3),
+    )
+    write_atomically(path, lambda file: file.write(content))
+    text = json.dumps(asdict(card), indent=2, sort_keys=True) + "\n"
+    write_atomically(path.with_suffix(".json"), lambda file: file.write(text.encode()))
+    return Loaded(target=_freeze(target), dataset=parsed.dataset, card=card, path=path)
+
+
+def _from_checkpoint(parsed: TargetName, path: Path, open_split: Any, device: torch.device) -> Loaded:
+    content = _read_checkpoint(path)
+    try:
+        tensors = load_tensors(content)
+    except SafetensorError as error:
+        raise BadCheckpoint(f"{path} is not a safetensors file: {error}") from None
+    if "mean" not in tensors:  # weights of a bare network: normalization comes from the training images
+        mean, std = channel_statistics(open_split("train"))
+        tensors = {f"network.{key}": value for key, value in tensors.items()}
+        channels = (1, parsed.dataset.image_shape[0], 1, 1)
+        tensors |= {"mean": torch.tensor(mean).view(channels), "std": torch.tensor(std).view(channels)}
+    target = _assemble(parsed, tensors, path, device)
+    digest = hashlib.sha256(content).hexdigest()
+    return Loaded(
+        target=target, dataset=parsed.dataset, card=_card_of(parsed, target, open_split, digest), path=path
+    )
+
+
+def _pretrained(parsed: TargetName, open_split: Any, device: torch.device) -> Loaded:
+    network = build_network(
+        parsed.architecture,
+        num_classes=parsed.dataset.num_classes,
+        image_shape=parsed.dataset.image_shape,
+        seed=TARGET_SEED,
+        pretrained=True,
+    )
+    config = network.pretrained_cfg
+    target = Target(
+        network,
+        mean=tuple(config["mean"]),  # type: ignore[index, arg-type]
+        std=tuple(config["std"]),  # type: ignore[index, arg-type]
+        num_classes=parsed.dataset.num_classes,
+        image_shape=parsed.dataset.image_shape,
+    ).to(device)
+    weights = save_tensors({key: value.cpu().contiguous() for key, value in target.state_dict().items()})
+    digest = hashlib.sha256(weights).hexdigest()
+    card = _card_of(parsed, _freeze(target), open_split, digest)
+    return Loaded(target=target, dataset=parsed.dataset, card=card, path=None)
+
+
+def _card_of(parsed: TargetName, target: Target, open_split: Any, digest: str) -> Card:
+    return Card(
+        dataset=parsed.dataset_spec,
+        architecture=parsed.architecture,
+        accuracy=accuracy(target, open_split("test")),
+        seed=TARGET_SEED,
+        recipe={},
+        digest=digest,
+        trained_seconds=0.0,
+    )
+
+
+def _read_checkpoint(path: Path) -> bytes:
+    if not path.is_file():
+        raise BadCheckpoint(f"no checkpoint {str(path)!r}: give a .safetensors file")
+    content = path.read_bytes()
+    if content[:2] == b"PK" or content[:1] == b"\x80":
+        raise BadCheckpoint(
+            f"{path} is a pickle, which can run code when it is loaded: "
+            "convert it with safetensors.torch.save_file(state_dict, 'weights.safetensors')"
+        )
+    return content
+
+
+def _build(parsed: TargetName, mean: tuple[float, ...], std: tuple[float, ...]) -> Target:
+    shape = parsed.dataset.image_shape
+    network = build_network(
+        parsed.architecture,
+        num_classes=parsed.dataset.num_classes,
+        image_shape=shape,
+        seed=TARGET_SEED,
+    )
+    return Target(network, mean=mean, std=std, num_classes=parsed.dataset.num_classes, image_shape=shape)
+
+
+def _assemble(parsed: TargetName, tensors: dict[str, Tensor], path: Path, device: torch.device) -> Target:
+    unit = (0.0,) * parsed.dataset.image_shape[0]
+    target = _build(parsed, unit, unit)
+    try:
+        target.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[1:2] or [str(error)]
+        raise BadCheckpoint(
+            f"{path} does not fit {parsed.dataset_spec}/{parsed.architecture}: {first[0].strip()}"
+        ) from None
+    return _freeze(target.to(device))
+
+
+def _freeze(target: Target) -> Target:
+    target.requires_grad_(False)
+    return target.eval()

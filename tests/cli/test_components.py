@@ -1,0 +1,147 @@
+"""``list``, ``show``, ``cite``, ``validate`` and ``info``."""
+
+import json
+
+import pytest
+from msbench import PROTOCOL
+from msbench.components import names
+
+DEFENSE = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from msbench import Defense, Traits, param
+
+
+@dataclass(kw_only=True)
+class Mine(Defense):
+    """A defense of my own."""
+
+    strength: float = param(0.5, "how strong it is", ge=0, le=1)
+    traits: ClassVar[Traits] = Traits(argmax_preserving=True)
+
+    def release(self, probs, images):
+        return RELEASED
+'''
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Writes a defense that releases an expression, and returns its spec."""
+
+    def write(released):
+        file = tmp_path / "mine.py"
+        file.write_text(DEFENSE.replace("RELEASED", released))
+        return f"{file}:Mine"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("plural", "kind"),
+    [("attacks", "attack"), ("defenses", "defense"), ("recoveries", "recovery"), ("datasets", "dataset")],
+)
+def test_list_as_json_names_all(call, plural, kind):
+    rows = json.loads(call("list", plural, "--json").stdout)
+    assert [row["name"] for row in rows] == names(kind)
+    assert all(row["summary"] and row["origin"].startswith("model-stealing-bench") for row in rows)
+
+
+def test_list_with_a_pattern(call):
+    [row] = json.loads(call("list", "attacks", "dfm?", "--json").stdout)
+    assert row["threat_model"] == "data-free"
+    assert row["paper"] == "Truong et al. 2021, arXiv 2011.14779"
+    text = call("list", "attacks", "dfm?").stdout
+    assert "2011.14779" in text
+    assert "dualstudent" not in text
+
+
+def test_list_without_a_match_says_so(call):
+    result = call("list", "defenses", "zz*")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "zz*" in result.stderr
+
+
+def test_list_targets_on_a_fresh_machine(call, tmp_path):
+    empty = {"MSBENCH_HOME": str(tmp_path)}
+    assert json.loads(call("list", "targets", "--json", **empty).stdout) == []
+    assert "lenet5" in call("list", "targets", **empty).stdout
+    assert call("target", "list", **empty).stdout == call("list", "targets", **empty).stdout
+
+
+def test_list_of_an_unknown_kind(refused):
+    assert "attacks" in refused("list", "attack")
+
+
+def test_show(call):
+    text = call("show", "topk").stdout
+    assert "how many classes keep their probability" in text
+    assert "The released top class is the target's." in text
+    assert "≥ 1" in text
+
+
+@pytest.mark.parametrize("words", [("defense", "none"), ("defense:none",)])
+def test_show_of_a_shared_name(call, refused, words):
+    assert "a defense and a recovery" in refused("show", "none")
+    assert call("show", *words).stdout.startswith("none (defense")
+
+
+def test_show_of_everything(call):
+    for kind in ("attack", "defense", "recovery", "dataset"):
+        for name in names(kind):
+            result = call("show", kind, name)
+            assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("topkk",), ("defence", "topk"), ("attack", "topk"), ("a", "b", "c"), ("attack", "nowhere.py:A")],
+)
+def test_show_of_nothing(refused, words):
+    refused("show", *words)
+
+
+def test_show_of_a_file(call, mine):
+    text = call("show", "defense", mine("probs")).stdout
+    assert "A defense of my own." in text
+    assert "≥ 0, ≤ 1" in text
+
+
+def test_cite(call):
+    result = call("cite", "dfme", "attack:dfme", "none")
+    assert result.stdout.count("@inproceedings{truong2021data,") == 1
+    assert result.stderr.splitlines()[0].startswith("defense none has no paper")
+    assert call("cite").stdout.startswith("@misc{msbench,")
+
+
+def test_cite_of_nothing(refused):
+    assert "did you mean dfme" in refused("cite", "dfmee")
+
+
+def test_validate(call, mine):
+    good = call("validate", "defense", mine("probs"))
+    assert good.exit_code == 0, good.output
+    assert "FAILED" not in good.stdout
+
+
+def test_validate_of_a_broken_defense(call, mine):
+    spec = mine("probs.log()")
+    bad = call("validate", "defense", spec)
+    assert bad.exit_code == 1
+    assert "FAILED" in bad.stdout
+    checks = json.loads(call("validate", "defense", spec, "--json").stdout)
+    assert any(not check["passed"] and check["detail"] for check in checks)
+
+
+def test_validate_of_nothing(refused):
+    assert "did you mean topk" in refused("validate", "defense", "topkk")
+    assert "recovery" in refused("validate", "recovery", "none")
+
+
+def test_info(call, tmp_path):
+    info = json.loads(call("info", "--json", MSBENCH_STORE="here", MSBENCH_DATA="there").stdout)
+    assert info["msbench"]["protocol"] == PROTOCOL
+    assert info["versions"]["torch"]
+    assert info["paths"]["records"] == str(tmp_path / "here")
+    assert info["paths"]["data sets"] == "there"
+    assert PROTOCOL in call("info").stdout

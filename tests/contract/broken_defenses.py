@@ -1,0 +1,234 @@
+"""Defenses that break the contract, one way each, and two unusual ones that keep it."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from msbench import Defense, DefenseContext, Traits
+from msbench.errors import BadParameter
+from torch import Tensor
+
+PLAIN = Traits(argmax_preserving=False)
+
+
+def uniform(probs: Tensor) -> Tensor:
+    return torch.full_like(probs, 1 / probs.shape[1])
+
+
+@dataclass(kw_only=True)
+class Identity(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs
+
+
+@dataclass(kw_only=True)
+class CountingHonestly(Defense):
+    """Keeps the contract: it poisons late, and says that it is stateful."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True)
+
+    def prepare(self, context: DefenseContext) -> None:
+        self.seen = 0
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return uniform(probs) if self.seen > 1000 else probs
+
+
+@dataclass(kw_only=True)
+class OnlyTenClasses(Identity):
+    """Keeps the contract: it fits ten classes only, and says so."""
+
+    def prepare(self, context: DefenseContext) -> None:
+        if context.num_classes != 10:
+            raise BadParameter("made for ten classes")
+
+
+@dataclass(kw_only=True)
+class FitsNothing(Identity):
+    def prepare(self, context: DefenseContext) -> None:
+        raise BadParameter("fits nothing")
+
+
+@dataclass(kw_only=True)
+class FailsToPrepare(Identity):
+    def prepare(self, context: DefenseContext) -> None:
+        raise FileNotFoundError("no weights\nand a second line")
+
+
+@dataclass(kw_only=True)
+class Undeclared(Defense):
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs
+
+
+@dataclass(kw_only=True)
+class Abstract(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+
+@dataclass(kw_only=True)
+class Crashes(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        raise ZeroDivisionError("division by zero")
+
+
+@dataclass(kw_only=True)
+class ReleasesNan(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return (probs * probs.log()) / (probs * probs.log()).sum(dim=1, keepdim=True)  # 0 · log 0
+
+
+@dataclass(kw_only=True)
+class ReleasesLogits(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs.clamp_min(1e-9).log()
+
+
+@dataclass(kw_only=True)
+class Unnormalized(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return torch.round(probs, decimals=1)
+
+
+@dataclass(kw_only=True)
+class DropsAClass(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs[:, 1:] / probs[:, 1:].sum(dim=1, keepdim=True)
+
+
+@dataclass(kw_only=True)
+class Integers(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(probs.argmax(dim=1), probs.shape[1])
+
+
+@dataclass(kw_only=True)
+class InPlace(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs.sqrt_().div_(probs.sum(dim=1, keepdim=True))
+
+
+@dataclass(kw_only=True)
+class ChangesUncertainTops(Defense):
+    traits: ClassVar[Traits] = Traits(argmax_preserving=True)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return torch.where(probs.amax(dim=1, keepdim=True) < 0.5, probs.roll(1, dims=1), probs)
+
+
+@dataclass(kw_only=True)
+class NotOneHot(Defense):
+    traits: ClassVar[Traits] = Traits(argmax_preserving=True, labels_only=True)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs
+
+
+@dataclass(kw_only=True)
+class SecretlyRandom(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def prepare(self, context: DefenseContext) -> None:
+        self.generator = context.generator()
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        noise = torch.rand(probs.shape, generator=self.generator)
+        return (probs + noise) / (probs + noise).sum(dim=1, keepdim=True)
+
+
+@dataclass(kw_only=True)
+class RandomInNameOnly(Defense):
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stochastic=True)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs
+
+
+@dataclass(kw_only=True)
+class GloballyRandom(Defense):
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stochastic=True)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        noise = torch.rand(probs.shape)
+        return (probs + noise) / (probs + noise).sum(dim=1, keepdim=True)
+
+
+@dataclass(kw_only=True)
+class PoisonsLater(CountingHonestly):
+    traits: ClassVar[Traits] = PLAIN
+
+
+@dataclass(kw_only=True)
+class PoisonsLaterUnderNoise(SecretlyRandom):
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stochastic=True)
+
+    def prepare(self, context: DefenseContext) -> None:
+        super().prepare(context)
+        self.seen = 0
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return super().release(uniform(probs) if self.seen > 1000 else probs, images)
+
+
+@dataclass(kw_only=True)
+class RemembersTheLast(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def prepare(self, context: DefenseContext) -> None:
+        self.last = torch.zeros(context.num_classes)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        mixed = probs + 0.01 * self.last
+        self.last = probs[-1].clone()
+        return mixed / mixed.sum(dim=1, keepdim=True)
+
+
+@dataclass(kw_only=True)
+class PoisonsLargeBatches(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return uniform(probs) if len(probs) >= 32 else probs
+
+
+@dataclass(kw_only=True)
+class PoisonsTheFrontOfABatch(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        front = (torch.arange(len(probs)) < 0.8 * len(probs) - 1)[:, None]
+        return torch.where(front, uniform(probs), probs)
+
+
+@dataclass(kw_only=True)
+class Forgetful(CountingHonestly):
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return uniform(probs) if self.seen > 100 else probs
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(kw_only=True)
+class Unsavable(Identity):
+    def prepare(self, context: DefenseContext) -> None:
+        self.helper = object()

@@ -1,0 +1,123 @@
+"""Noise, fresh and per input."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import torch
+from msbench.defenses.base import DefenseContext
+from msbench.defenses.noise import Noise, image_digest
+from msbench.defenses.simplex import project_to_simplex
+from scipy import stats
+from torch import Tensor
+
+Make = Callable[..., DefenseContext]
+Draw = Callable[..., Tensor]
+Distribution = Literal["gaussian", "laplace"]
+
+
+@pytest.fixture(params=["gaussian", "laplace"])
+def distribution(request: pytest.FixtureRequest) -> Distribution:
+    name: Distribution = request.param
+    return name
+
+
+@pytest.mark.parametrize("per_input", [False, True])
+def test_is_distributed_as_it_says(
+    distribution: Distribution, per_input: bool, context: Make, images: Draw
+) -> None:
+    noise = Noise(distribution=distribution, scale=0.3, per_input=per_input)
+    noise.prepare(context())
+    drawn = noise.sample(torch.zeros(2000, 10), images(2000))
+    reference = stats.norm(scale=0.3) if distribution == "gaussian" else stats.laplace(scale=0.3)
+    assert stats.kstest(drawn.flatten().numpy(), reference.cdf).pvalue > 1e-3
+    between_classes = torch.corrcoef(drawn.T) - torch.eye(10, dtype=drawn.dtype)
+    assert float(between_classes.abs().max()) < 0.1
+
+
+def test_releases_the_projection_of_the_noisy_answer(context: Make, answers: Draw, images: Draw) -> None:
+    noise, same = Noise(scale=0.2), Noise(scale=0.2)
+    noise.prepare(context())
+    same.prepare(context())
+    probs, asked = answers(50), images(50)
+    expected = project_to_simplex(probs.double() + same.sample(probs, asked)).float()
+    assert torch.equal(noise.release(probs, asked), expected)
+
+
+def test_averaging_removes_fresh_noise(context: Make, images: Draw) -> None:
+    noise = Noise(scale=0.01)
+    noise.prepare(context())
+    inside = torch.full((5, 10), 0.1)
+    mean = torch.stack([noise.release(inside, images(5)) for _ in range(400)]).mean(dim=0)
+    assert float((mean - inside).abs().max()) < 5 * 0.01 / 400**0.5
+
+
+def test_seeds_give_different_noise(
+    distribution: Distribution, context: Make, answers: Draw, images: Draw
+) -> None:
+    for per_input in (False, True):
+        released = []
+        for seed in (0, 1):
+            noise = Noise(distribution=distribution, per_input=per_input)
+            noise.prepare(context(seed=seed))
+            released.append(noise.release(answers(50), images(50)))
+        assert not torch.equal(*released)
+
+
+def test_traits_follow_the_kind() -> None:
+    assert Noise.traits.stochastic
+    assert Noise().traits.stochastic
+    assert not Noise(per_input=True).traits.stochastic
+
+
+@pytest.fixture
+def fixed(context: Make) -> Noise:
+    noise = Noise(per_input=True)
+    noise.prepare(context())
+    return noise
+
+
+def test_per_input_noise_depends_on_the_image_alone(fixed: Noise, images: Draw) -> None:
+    probs, asked = torch.zeros(64, 10), images(64)
+    together = fixed.sample(probs, asked)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(fixed.sample(probs, asked[order]), together[order])
+    assert torch.equal(fixed.sample(probs[:1], asked[:1]), together[:1])
+    assert torch.equal(fixed.sample(probs[:1], asked[:1].expand(3, -1, -1, -1)), together[:1].expand(3, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_per_input_noise_does_not_depend_on_the_dtype(fixed: Noise, dtype: torch.dtype) -> None:
+    gray = torch.arange(256).repeat(36).view(-1, 1, 6, 6)[:256]
+    probs = torch.zeros(len(gray), 10)
+    assert torch.equal(
+        fixed.sample(probs, gray.float() / 255), fixed.sample(probs, (gray.double() / 255).to(dtype))
+    )
+
+
+def test_one_gray_level_gives_another_draw_and_less_does_not(fixed: Noise) -> None:
+    base = torch.full((1, 1, 6, 6), 100 / 255)
+    pixel = torch.zeros(36, 1, 6, 6)
+    pixel.view(36, 36).fill_diagonal_(1)
+    probs = torch.zeros(36, 10)
+    unchanged = fixed.sample(probs[:1], base)
+    assert torch.equal(fixed.sample(probs, base + pixel * 0.4 / 255), unchanged.expand(36, -1))
+    assert len(set(map(tuple, fixed.sample(probs, base + pixel / 255).tolist()))) == 36
+    assert not (fixed.sample(probs, base + pixel / 255) == unchanged).any()
+
+
+def test_digests_do_not_collide(fixed: Noise) -> None:
+    binary = torch.stack([(torch.arange(4096) >> bit) & 1 for bit in range(12)], dim=1).float()
+    few_pixels = torch.zeros(4096, 36)
+    few_pixels[:, :12] = binary
+    assert len(set(image_digest(few_pixels.view(-1, 1, 6, 6), fixed.key).tolist())) == 4096
+
+
+def test_state_continues_the_noise(context: Make, answers: Draw, images: Draw) -> None:
+    first, second = Noise(), Noise()
+    for noise in (first, second):
+        noise.prepare(context())
+    probs, asked = answers(5), images(5)
+    first.release(probs, asked)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.release(probs, asked), second.release(probs, asked))
