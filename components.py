@@ -84,7 +84,7 @@ def param(
     """
     bounds = {"≥": ge, ">": gt, "≤": le, "<": lt}
     metadata = {"doc": doc, "bounds": {sign: v for sign, v in bounds.items() if v is not None}}
-    return dataclasses.field(default=default, metadata=metadata)  # type: ignore[return-value]
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 _WITHIN = {
@@ -114,7 +114,7 @@ class Component:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _coerce(self.label(), field, _hints(type(self))[field.name], getattr(self, field.name))
+            value = _coerce(self.label(), field, get_type_hints(type(self))[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
 
     @classmethod
@@ -150,11 +150,6 @@ class Component:
             if getattr(self, field.name) != field.default
         }
         return format_spec(self.label(), given)
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
 
 
 def _coerce(owner: str, field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
@@ -273,9 +268,7 @@ def _import_plugin(kind: str, name: str, load_it: Any) -> Any:
     try:
         return load_it()
     except Exception as error:  # a plugin may fail in any way at import
-        raise ContractViolation(
-            f"{kind} {name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise ContractViolation(f"{kind} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _load_by_path(kind: str, name: str) -> Any:
@@ -305,7 +298,7 @@ def _module_from_file(kind: str, where: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[alias] = module  # dataclasses look their module up while it runs
     try:
-        _import_plugin(kind, where, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+        _import_plugin(kind, where, lambda: spec.loader.exec_module(module))
     except ContractViolation:
         del sys.modules[alias]
         raise

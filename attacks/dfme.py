@@ -108,9 +108,7 @@ class DFME(Attack):
     def _distance(self, images: Tensor) -> Tensor:
         """How far the student is from the victim on each image; queries them all."""
         answers = self.victim.query(images)
-        return imitation_loss(
-            self.student(images), answers, floor=self.floor, labels_only=self.victim.labels_only
-        )
+        return imitation_loss(self.student(images), answers, floor=self.floor, labels_only=self.victim.labels_only)
 
     def _generator_step(self, count: int) -> Tensor:
         """Move the generator up the estimated gradient of the distance; (m + 1) queries an image."""

@@ -42,9 +42,7 @@ class DualStudent(Attack):
     best on the test set; a moving average is kept of the first student only, since the others' are never used.
     """
 
-    traits: ClassVar[AttackTraits] = AttackTraits(
-        threat_model="data-free", access="either", queries_per_step="5 B"
-    )
+    traits: ClassVar[AttackTraits] = AttackTraits(threat_model="data-free", access="either", queries_per_step="5 B")
     paper: ClassVar[Paper] = Paper(
         key="beetham2023dual",
         title="Dual Student Networks for Data-Free Model Stealing",
@@ -84,9 +82,7 @@ class DualStudent(Attack):
         )
         self.latents = context.generator("latents")
         self.student_optimizers = [
-            build_optimizer(
-                self.optimizer, network.parameters(), lr=self.lr_student, weight_decay=self.weight_decay
-            )
+            build_optimizer(self.optimizer, network.parameters(), lr=self.lr_student, weight_decay=self.weight_decay)
             for network in self.networks
         ]
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=self.lr_generator)
@@ -104,9 +100,7 @@ class DualStudent(Attack):
             if count == 0:
                 break
             loss = self._student_step(count)
-        return StepReport(
-            done=self.victim.remaining == 0, losses={"student": loss, "disagreement": disagreement}
-        )
+        return StepReport(done=self.victim.remaining == 0, losses={"student": loss, "disagreement": disagreement})
 
     def clone(self) -> nn.Module:
         """The first student's moving average, or the student itself before the first update."""
@@ -150,9 +144,7 @@ class DualStudent(Attack):
         losses = []
         for network, optimizer in zip(self.networks, self.student_optimizers, strict=True):
             logits = network.train()(images)
-            loss = imitation_loss(
-                logits, answers, floor=self.floor, labels_only=self.victim.labels_only
-            ).mean()
+            loss = imitation_loss(logits, answers, floor=self.floor, labels_only=self.victim.labels_only).mean()
             descend(optimizer, loss)
             losses.append(loss.detach())
         self.batches_seen += 1

@@ -37,4 +37,5 @@ def forward_difference(
     with torch.no_grad():
         values = objective(everywhere).view(directions + 1, count)
     slopes = (values[1:] - values[0]) / step
-    return dim * (slopes.view(directions, count, 1, 1, 1) * unit).mean(dim=0)
+    estimate: Tensor = dim * (slopes.view(directions, count, 1, 1, 1) * unit).mean(dim=0)
+    return estimate

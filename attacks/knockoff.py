@@ -68,14 +68,12 @@ class KnockoffNets(Attack):
     def clone(self) -> nn.Module:
         """A clone trained from scratch on all answers so far."""
         network = self.context.new_clone("student 0")
-        optimizer = build_optimizer(
-            self.optimizer, network.parameters(), lr=self.lr, weight_decay=self.weight_decay
-        )
+        optimizer = build_optimizer(self.optimizer, network.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         shuffle = torch.Generator().manual_seed(self.context.stream("training order"))
         network.train()
         for epoch in range(self.epochs):
             set_lr(optimizer, self.lr * decay(self.schedule, epoch / self.epochs))
-            for chosen in torch.randperm(len(self.answers), generator=shuffle).split(self.batch):
+            for chosen in torch.split(torch.randperm(len(self.answers), generator=shuffle), self.batch):
                 images, _ = self.pool.take(self.order[chosen])
                 descend(optimizer, _soft_cross_entropy(network(images), self.answers[chosen]))
         return network.eval()

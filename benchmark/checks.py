@@ -61,9 +61,7 @@ def stored(state: dict[str, Any]) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = torch.load(file, weights_only=True)
     except UnpicklingError:
-        raise Broken(
-            "its saved state holds objects: keep tensors, numbers, strings and containers of those"
-        ) from None
+        raise Broken("its saved state holds objects: keep tensors, numbers, strings and containers of those") from None
     return loaded
 
 

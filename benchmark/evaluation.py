@@ -32,9 +32,7 @@ class Evaluator:
         outside: unrelated images of the same shape, or None if there are none at hand.
     """
 
-    def __init__(
-        self, deployment: Deployment, dataset: Dataset, test: Images, outside: Images | None
-    ) -> None:
+    def __init__(self, deployment: Deployment, dataset: Dataset, test: Images, outside: Images | None) -> None:
         self.deployment = deployment
         self.dataset = dataset
         self.test = test

@@ -88,9 +88,7 @@ def area_under_curve(curve: Sequence[CurvePoint]) -> float:
         return curve[0].clone_accuracy
     logs = [math.log(point.queries) for point in curve]
     heights = [point.clone_accuracy for point in curve]
-    area = sum(
-        (logs[i + 1] - logs[i]) * (heights[i] + heights[i + 1]) / 2 for i in range(len(curve) - 1)
-    )
+    area = sum((logs[i + 1] - logs[i]) * (heights[i] + heights[i + 1]) / 2 for i in range(len(curve) - 1))
     return area / (logs[-1] - logs[0])
 
 

@@ -153,9 +153,7 @@ class Session:
         self.loaded = loaded
         target, dataset = loaded.target, loaded.dataset
         open_images = partial(_open_images, data_dir=data_dir, shape=target.image_shape, device=self.device)
-        architecture = partial(
-            build_network, num_classes=target.num_classes, image_shape=target.image_shape
-        )
+        architecture = partial(build_network, num_classes=target.num_classes, image_shape=target.image_shape)
         surrogate = parse_target(request.target).architecture
         self.plan.defense.prepare(
             DefenseContext(
@@ -211,7 +209,7 @@ class Session:
                 self._show(report)
             if report.done:
                 self.tally.stop_reason = self._why(report)
-            if due and box.spent >= due[0] or report.done:
+            if (due and box.spent >= due[0]) or report.done:
                 due = [mark for mark in due if mark > box.spent]
                 self._milestone()
                 saved = self._save_state()
@@ -322,9 +320,7 @@ class Session:
         state["tally"] = vars(self.tally)
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomically(
-            self.store.state_path(self.plan.run_id), lambda file: file.write(buffer.getbuffer())
-        )
+        write_atomically(self.store.state_path(self.plan.run_id), lambda file: file.write(buffer.getbuffer()))
         return time.monotonic()
 
     def _load_state(self) -> None:
@@ -377,7 +373,13 @@ class Session:
 
 
 def _open_images(
-    name: str, *, split: str, download: bool, data_dir: Path, shape: tuple[int, int, int], device: torch.device
+    name: str,
+    *,
+    split: str,
+    download: bool,
+    data_dir: Path,
+    shape: tuple[int, int, int],
+    device: torch.device,
 ) -> Images:
     images = load_dataset(name).load(split, data_dir=data_dir, download=download, device=device)  # type: ignore[arg-type]
     return resize_pool(images, shape)

@@ -33,7 +33,7 @@ def transfer_success(
     generator = torch.Generator(images.device).manual_seed(seed)
     clone.requires_grad_(False)
     fooled = {"fgsm": 0, "bim": 0, "pgd": 0}
-    for x, y in zip(images.split(batch), labels.split(batch), strict=True):
+    for x, y in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
         noise = torch.empty_like(x).uniform_(-epsilon, epsilon, generator=generator)
         adversarial = {
             "fgsm": ascend(clone, x, x, y, epsilon, steps=1, size=epsilon),
@@ -44,13 +44,18 @@ def transfer_success(
             with torch.no_grad():
                 fooled[name] += int((target(perturbed).argmax(dim=1) != y).sum())
     count = max(len(images), 1)
-    return Transfer(
-        epsilon=epsilon, images=len(images), **{name: hits / count for name, hits in fooled.items()}
-    )
+    return Transfer(epsilon=epsilon, images=len(images), **{name: hits / count for name, hits in fooled.items()})
 
 
 def ascend(
-    model: nn.Module, center: Tensor, start: Tensor, labels: Tensor, epsilon: float, *, steps: int, size: float
+    model: nn.Module,
+    center: Tensor,
+    start: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    *,
+    steps: int,
+    size: float,
 ) -> Tensor:
     """Signed gradient steps up the cross-entropy, clipped to the ball around ``center`` and to [0, 1]."""
     x = start

@@ -209,9 +209,7 @@ def _clone(subject: Subject) -> str:
 def _evaluation(subject: Subject) -> str:
     attack, victim = subject.fresh()
     watched = _finish(attack, victim, between=attack.clone)
-    complaint = (
-        "calling clone() after every step changes the final clone: it must leave the attack's state alone"
-    )
+    complaint = "calling clone() after every step changes the final clone: it must leave the attack's state alone"
     _expect_same(watched.attack.clone(), subject.reference_clone, complaint)
     return ""
 

@@ -55,9 +55,7 @@ class Subject:
     def questions(self, count: int, *, seed: int = 0) -> Questions:
         """Generic answers about random images."""
         generator = torch.Generator().manual_seed(seed)
-        return _generic(count, self.classes[0], generator), torch.rand(
-            count, *IMAGE_SHAPE, generator=generator
-        )
+        return _generic(count, self.classes[0], generator), torch.rand(count, *IMAGE_SHAPE, generator=generator)
 
 
 def validate_defense(spec: str) -> list[Check]:
@@ -94,9 +92,7 @@ def _prepares(spec: str, accepted: list[int]) -> str:
             accepted.append(num_classes)
         except BadParameter as error:
             declined[num_classes] = str(error)
-    skipped = "; ".join(
-        f"K={num_classes} skipped by declaration: {why}" for num_classes, why in declined.items()
-    )
+    skipped = "; ".join(f"K={num_classes} skipped by declaration: {why}" for num_classes, why in declined.items())
     if not accepted:
         raise Broken(f"fits no number of classes: {skipped}")
     return skipped
@@ -253,9 +249,7 @@ def _batch_composition(subject: Subject) -> str:
     probs, images = subject.questions(64)
     [together] = _ask_in_turn(subject, [(probs, images)])
     alone = _ask_in_turn(subject, _singly((probs[:8], images[:8])))
-    _expect_equal(
-        together[:, :8], torch.cat(alone, dim=1), "the same image is answered otherwise alone than among 64"
-    )
+    _expect_equal(together[:, :8], torch.cat(alone, dim=1), "the same image is answered otherwise alone than among 64")
     order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
     [shuffled] = _ask_in_turn(subject, [(probs[order], images[order])])
     _expect_equal(together[:, order], shuffled, "the same image is answered otherwise in a shuffled batch")
@@ -268,9 +262,7 @@ def _history(subject: Subject) -> str:
     complaint = "the same image is answered otherwise {}: declare stateful=True"
     batches = [subject.questions(8, seed=seed) for seed in range(4)]
     forwards, backwards = _ask_in_turn(subject, batches), _ask_in_turn(subject, batches[::-1])
-    _expect_equal(
-        torch.cat(forwards, dim=1), torch.cat(backwards[::-1], dim=1), complaint.format("in another order")
-    )
+    _expect_equal(torch.cat(forwards, dim=1), torch.cat(backwards[::-1], dim=1), complaint.format("in another order"))
     used = subject.fresh()
     for question in _singly(subject.questions(1024, seed=100)):
         _ask(used, *question)

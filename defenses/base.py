@@ -163,9 +163,7 @@ def check_released(released: Any, shape: torch.Size, who: str) -> Tensor:
     if not isinstance(released, Tensor):
         raise ContractViolation(f"defense {who} released a {type(released).__name__}, not a tensor")
     if released.shape != shape:
-        raise ContractViolation(
-            f"defense {who} released shape {tuple(released.shape)} where {tuple(shape)} was due"
-        )
+        raise ContractViolation(f"defense {who} released shape {tuple(released.shape)} where {tuple(shape)} was due")
     answers: Tensor = released.detach().float()
     if not bool(torch.isfinite(answers).all()):
         raise ContractViolation(f"defense {who} released NaN or infinite values")

@@ -27,9 +27,7 @@ class Noise(Defense):
     projection, and is undefined where nothing positive is left.
     """
 
-    distribution: Literal["gaussian", "laplace"] = param(
-        "gaussian", "gaussian, or laplace with its heavier tails"
-    )
+    distribution: Literal["gaussian", "laplace"] = param("gaussian", "gaussian, or laplace with its heavier tails")
     scale: float = param(0.1, "standard deviation (gaussian) or diversity b (laplace) of the noise", gt=0)
     per_input: bool = param(False, "whether the noise is a fixed function of the image")
 

@@ -150,9 +150,7 @@ def _rich_table(grid: Grid) -> Table:
     table.title_justify = table.caption_justify = "left"
     table.caption = Text("\n".join(grid.notes), style="dim")
     for i, name in enumerate(grid.header):
-        table.add_column(
-            Text(name.replace("+", "\n+")), justify="left" if i == 0 else "right", overflow="fold"
-        )
+        table.add_column(Text(name.replace("+", "\n+")), justify="left" if i == 0 else "right", overflow="fold")
     for row, worst in zip(grid.rows, grid.worst, strict=True):
         table.add_row(*(Text(text, style="bold" if i == worst else "") for i, text in enumerate(row)))
     return table

@@ -335,8 +335,7 @@ def _in_full(part: Part) -> str:
     if len(links) == 1:
         return format_spec(part.name, params)
     owned = [
-        {key.partition(".")[2]: v for key, v in params.items() if key.startswith(f"{i}.")}
-        for i in range(len(links))
+        {key.partition(".")[2]: v for key, v in params.items() if key.startswith(f"{i}.")} for i in range(len(links))
     ]
     return "+".join(map(format_spec, links, owned))
 

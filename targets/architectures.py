@@ -10,7 +10,7 @@ of timm's constructor.
 import ast
 import inspect
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -73,9 +73,7 @@ class LeNet5(nn.Module):
 
 def _stage(channels_in: int, channels_out: int, kernel: int, norm: str) -> list[nn.Module]:
     normalization: list[nn.Module] = [nn.BatchNorm2d(channels_out)] if norm == "batch" else []
-    convolution = nn.Conv2d(
-        channels_in, channels_out, kernel, padding=kernel // 2, bias=not normalization
-    )
+    convolution = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=not normalization)
     return [convolution, *normalization, nn.ReLU(), nn.MaxPool2d(2)]
 
 
@@ -105,12 +103,12 @@ def resnet34_8x(pretrained: bool = False, **kwargs: Any) -> ResNet:
 
 
 def _resnet_8x(layers: tuple[int, ...], kwargs: dict[str, Any]) -> ResNet:
-    network = ResNet(BasicBlock, layers, **_known(kwargs, ResNet))
-    stem = network.conv1
-    network.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=False)
+    arguments = _known(kwargs, ResNet)
+    network: Any = ResNet(BasicBlock, layers, **arguments)  # type: ignore[arg-type]  # timm's annotation is off
+    network.conv1 = nn.Conv2d(arguments.get("in_chans", 3), 64, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
-    return network
+    return cast(ResNet, network)
 
 
 def _known(kwargs: dict[str, Any], cls: type) -> dict[str, Any]:

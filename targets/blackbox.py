@@ -117,9 +117,7 @@ class BlackBox:
                 f"queried images of shape {tuple(images.shape)}, the victim takes (N, {self.__image_shape})"
             )
         if len(images) > self.remaining:
-            raise BudgetExceeded(
-                f"asked for {len(images)} queries with {self.remaining} of {self.__budget} left"
-            )
+            raise BudgetExceeded(f"asked for {len(images)} queries with {self.remaining} of {self.__budget} left")
         if len(images) == 0:
             return images.new_zeros((0, self.__num_classes), dtype=torch.float32)
         low, high = (float(edge) for edge in torch.aminmax(images))

@@ -81,7 +81,7 @@ def train(
             augmented = augment(pixels, recipe, generator)
             loss = F.cross_entropy(target(augmented), labels)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total += loss.detach() * len(labels)

@@ -123,9 +123,7 @@ def load_target(
     Raises `MissingData` where its data set is not there, and `BadCheckpoint` for weights that do not fit.
     """
     parsed = parse_target(name)
-    open_split = partial(
-        parsed.dataset.load, data_dir=data_dir or default_data_dir(), download=download, device=device
-    )
+    open_split = partial(parsed.dataset.load, data_dir=data_dir or default_data_dir(), download=download, device=device)
     if checkpoint is not None:
         return _from_checkpoint(parsed, checkpoint, open_split, torch.device(device))
     if parsed.brings_weights:
@@ -226,9 +224,7 @@ def _from_checkpoint(parsed: TargetName, path: Path, open_split: Any, device: to
         tensors |= {"mean": torch.tensor(mean).view(channels), "std": torch.tensor(std).view(channels)}
     target = _assemble(parsed, tensors, path, device)
     digest = hashlib.sha256(content).hexdigest()
-    return Loaded(
-        target=target, dataset=parsed.dataset, card=_card_of(parsed, target, open_split, digest), path=path
-    )
+    return Loaded(target=target, dataset=parsed.dataset, card=_card_of(parsed, target, open_split, digest), path=path)
 
 
 def _pretrained(parsed: TargetName, open_split: Any, device: torch.device) -> Loaded:
@@ -242,8 +238,8 @@ def _pretrained(parsed: TargetName, open_split: Any, device: torch.device) -> Lo
     config = network.pretrained_cfg
     target = Target(
         network,
-        mean=tuple(config["mean"]),  # type: ignore[index, arg-type]
-        std=tuple(config["std"]),  # type: ignore[index, arg-type]
+        mean=tuple(config["mean"]),  # type: ignore[index]
+        std=tuple(config["std"]),  # type: ignore[index]
         num_classes=parsed.dataset.num_classes,
         image_shape=parsed.dataset.image_shape,
     ).to(device)

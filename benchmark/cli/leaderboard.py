@@ -68,9 +68,7 @@ def show(
 @leaderboard.command()
 @click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(exists=True, path_type=Path))
 @store_option
-@click.option(
-    "--protocol", default=PROTOCOL, show_default=True, help="The version of the rules to insist on."
-)
+@click.option("--protocol", default=PROTOCOL, show_default=True, help="The version of the rules to insist on.")
 def check(paths: tuple[Path, ...], store: Path, protocol: str) -> None:
     """Check the records in files and folders, or in the store.
 

@@ -106,9 +106,7 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     for key, value in _parse(path).items():
         option = options.get(key.replace("_", "-"))
         if option is None:
-            raise UnknownName(
-                "key", key, options, hint=f"{path}; {ctx.command_path} --help shows all options"
-            )
+            raise UnknownName("key", key, options, hint=f"{path}; {ctx.command_path} --help shows all options")
         defaults[option.name] = _value(option, key, value, path)
     ctx.default_map = defaults
 
@@ -139,9 +137,7 @@ def _parse(path: Path) -> Mapping[str, Any]:
 def _value(option: click.Option, key: str, value: Any, path: Path) -> Any:
     """What click would have found on the command line: text, or a list of them if the option repeats."""
     if isinstance(value, dict) or (isinstance(value, list) and not option.multiple):
-        raise UsageError(
-            f"{key} in {path} is not usable: it takes one value, not {json.dumps(value, default=str)}"
-        )
+        raise UsageError(f"{key} in {path} is not usable: it takes one value, not {json.dumps(value, default=str)}")
     if isinstance(value, list):
         return [str(item) for item in value]
     text = value if isinstance(value, bool) and option.is_flag else str(value)

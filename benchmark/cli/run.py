@@ -129,9 +129,7 @@ if TYPE_CHECKING:
     callback=read_config,
     help='TOML file of these options: budget = "20k", attack = ["dfme", "knockoff"], …',
 )
-@click.option(
-    "--print-config", is_flag=True, help="Print the options in force as such a file, and run nothing."
-)
+@click.option("--print-config", is_flag=True, help="Print the options in force as such a file, and run nothing.")
 @json_option
 @quiet_option
 @progress_option

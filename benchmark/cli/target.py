@@ -51,6 +51,4 @@ def train(
     for name in names:
         with listening(0, quiet=quiet, live=progress) as listener:
             loaded = load_target(name, data_dir=data_dir, download=download, device=where, listener=listener)
-        click.echo(
-            f"{name}  accuracy {loaded.card.accuracy:.1%}  {loaded.path or 'pretrained'}".replace("%", " %")
-        )
+        click.echo(f"{name}  accuracy {loaded.card.accuracy:.1%}  {loaded.path or 'pretrained'}".replace("%", " %"))

@@ -15,9 +15,7 @@ def parse_budget(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text.strip().replace("_", ""), re.ASCII)
     queries = Decimal(match[1]) * _SCALE[match[2].lower()] if match else Decimal(0)
     if queries < 1 or queries != int(queries):
-        raise UsageError(
-            f"budget {text!r} is not usable: give a whole number of queries such as 60000, 60k or 2M"
-        )
+        raise UsageError(f"budget {text!r} is not usable: give a whole number of queries such as 60000, 60k or 2M")
     return int(queries)
 
 
@@ -28,9 +26,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part, re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
-            raise UsageError(
-                f"seed {text!r} is not usable: give whole numbers from 0 such as 0, 0-2 or 0,3,5"
-            )
+            raise UsageError(f"seed {text!r} is not usable: give whole numbers from 0 such as 0, 0-2 or 0,3,5")
         if last - first >= _MOST_SEEDS:
             raise UsageError(f"seed {text!r} is not usable: that is more than {_MOST_SEEDS} seeds")
         seeds.extend(range(first, last + 1))

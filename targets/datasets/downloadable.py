@@ -50,9 +50,7 @@ class TorchvisionDataset(Dataset):
         """(C, H, W)."""
         return self.shape
 
-    def load(
-        self, split: Split, *, data_dir: Path, download: bool, device: torch.device | str
-    ) -> TensorImages:
+    def load(self, split: Split, *, data_dir: Path, download: bool, device: torch.device | str) -> TensorImages:
         """See `Dataset.load`. A damaged file raises `MissingData`, too."""
         if self._absent(data_dir, split):
             self._fetch(data_dir, split, download)

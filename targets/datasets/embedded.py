@@ -51,9 +51,7 @@ class Digits(Dataset):
         """(1, 8, 8)."""
         return 1, 8, 8
 
-    def load(
-        self, split: Split, *, data_dir: Path, download: bool, device: torch.device | str
-    ) -> TensorImages:
+    def load(self, split: Split, *, data_dir: Path, download: bool, device: torch.device | str) -> TensorImages:
         """See `Dataset.load`; nothing can be missing."""
         bunch = load_digits()
         chosen = _stratified(bunch.target, split)
@@ -98,9 +96,7 @@ class Patches(Dataset):
         """(3, 32, 32)."""
         return 3, _SIDE, _SIDE
 
-    def load(
-        self, split: Split, *, data_dir: Path, download: bool, device: torch.device | str
-    ) -> TensorImages:
+    def load(self, split: Split, *, data_dir: Path, download: bool, device: torch.device | str) -> TensorImages:
         """See `Dataset.load`; nothing can be missing."""
         photos = load_sample_images().images
         views = [(label, _shrunk(photo, scale)) for label, photo in enumerate(photos) for scale in _SCALES]

@@ -51,9 +51,7 @@ class ImageNet(Dataset):
         except Exception as error:  # damaged archives and meta files fail in many ways
             raise missing(f"{self.label()}: cannot read {root / part} with its meta.bin", error) from error
         if (found := len(source.wnids)) != self.num_classes:
-            raise missing(
-                f"{self.label()}: {found} class folders, not 1000, in {root / part}: unpack it again"
-            )
+            raise missing(f"{self.label()}: {found} class folders, not 1000, in {root / part}: unpack it again")
         return _file_images(source, device)
 
     def _require(self, root: Path, name: str, archive: str) -> None:
@@ -106,9 +104,7 @@ class ImageFolder(Dataset):
             raise missing(f"{self.label()}: no class folders in {self.path}: {_LAYOUT}")
         if train != test:
             odd = ", ".join(sorted(train ^ test)[:3])
-            raise UsageError(
-                f"{self.label()}: only one of train and test in {self.path} has {odd}: {_LAYOUT}"
-            )
+            raise UsageError(f"{self.label()}: only one of train and test in {self.path} has {odd}: {_LAYOUT}")
         return train
 
     def _folder(self, split: Split) -> Path:

@@ -22,9 +22,7 @@ def test_defaults(call):
 
 def test_file(call, tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text(
-        'attack = ["dfme", "knockoff"]\nbudget = "20k"\nseed = [0, "3-4"]\ndefense_seed = 1\njson = true\n'
-    )
+    file.write_text('attack = ["dfme", "knockoff"]\nbudget = "20k"\nseed = [0, "3-4"]\ndefense_seed = 1\njson = true\n')
     config = dumped(call("run", "-c", str(file), "--print-config"))
     assert config["attack"] == ["dfme", "knockoff"]
     assert config["budget"] == [20_000]

@@ -57,9 +57,7 @@ def test_no_progress_means_plain_lines_on_a_terminal(monkeypatch):
         assert isinstance(listener, display.PlainListener)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(None, "-"), ("", "-"), ((), "-"), (0.98765, "0.9877"), ((1, 8), "1, 8")]
-)
+@pytest.mark.parametrize(("value", "text"), [(None, "-"), ("", "-"), ((), "-"), (0.98765, "0.9877"), ((1, 8), "1, 8")])
 def test_table_cells(value, text):
     console = Console(file=io.StringIO(), width=80)
     console.print(display.table(["x"], [[value]]))

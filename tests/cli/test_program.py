@@ -31,9 +31,7 @@ class Logits(Defense):
 
 def program(*args, **env):
     """Run it to its end."""
-    return subprocess.run(
-        [*PROGRAM, *args], capture_output=True, text=True, env=os.environ | env, timeout=100
-    )
+    return subprocess.run([*PROGRAM, *args], capture_output=True, text=True, env=os.environ | env, timeout=100)
 
 
 def test_a_target_is_trained_once(call):

@@ -51,9 +51,7 @@ def test_store_that_is_a_file(refused, fake, tmp_path):
 
 
 def test_one_run(call, fake, tmp_path):
-    result = call(
-        "run", "--budget", "300", "--data-dir", "data", "--no-download", "--device", "cpu", "--force"
-    )
+    result = call("run", "--budget", "300", "--data-dir", "data", "--no-download", "--device", "cpu", "--force")
     assert result.exit_code == 0, result.output
     [(spec, options)] = fake.calls
     assert spec == RunSpec(budget=300)

@@ -16,9 +16,7 @@ from torch.nn import functional as F
 class Honest(Attack):
     """Trains on noise."""
 
-    traits: ClassVar[AttackTraits] = AttackTraits(
-        threat_model="control", access="probabilities", queries_per_step="B"
-    )
+    traits: ClassVar[AttackTraits] = AttackTraits(threat_model="control", access="probabilities", queries_per_step="B")
 
     def setup(self, victim: Victim, context: AttackContext) -> None:
         super().setup(victim, context)
@@ -60,9 +58,7 @@ class HonestPool(Honest):
             answers = self.victim.query(images)
             assert bool((answers.amax(dim=1) == 1).all())
             self.train(images, answers)
-        return StepReport(
-            done=count < 100, reason="" if self.victim.remaining == 0 else "the pool is used up"
-        )
+        return StepReport(done=count < 100, reason="" if self.victim.remaining == 0 else "the pool is used up")
 
 
 @dataclass(kw_only=True)

@@ -27,9 +27,7 @@ def _network(seed: int, num_classes: int, image_shape: tuple[int, int, int]) -> 
 def context() -> MakeContext:
     """Makes a context, as ``context(num_classes=10, image_shape=(1, 6, 6), seed=0)``."""
 
-    def make(
-        num_classes: int = 10, image_shape: tuple[int, int, int] = (1, 6, 6), seed: int = 0
-    ) -> DefenseContext:
+    def make(num_classes: int = 10, image_shape: tuple[int, int, int] = (1, 6, 6), seed: int = 0) -> DefenseContext:
         return DefenseContext(
             num_classes=num_classes,
             image_shape=image_shape,

@@ -23,9 +23,7 @@ def distribution(request: pytest.FixtureRequest) -> Distribution:
 
 
 @pytest.mark.parametrize("per_input", [False, True])
-def test_is_distributed_as_it_says(
-    distribution: Distribution, per_input: bool, context: Make, images: Draw
-) -> None:
+def test_is_distributed_as_it_says(distribution: Distribution, per_input: bool, context: Make, images: Draw) -> None:
     noise = Noise(distribution=distribution, scale=0.3, per_input=per_input)
     noise.prepare(context())
     drawn = noise.sample(torch.zeros(2000, 10), images(2000))
@@ -52,9 +50,7 @@ def test_averaging_removes_fresh_noise(context: Make, images: Draw) -> None:
     assert float((mean - inside).abs().max()) < 5 * 0.01 / 400**0.5
 
 
-def test_seeds_give_different_noise(
-    distribution: Distribution, context: Make, answers: Draw, images: Draw
-) -> None:
+def test_seeds_give_different_noise(distribution: Distribution, context: Make, answers: Draw, images: Draw) -> None:
     for per_input in (False, True):
         released = []
         for seed in (0, 1):
@@ -90,9 +86,7 @@ def test_per_input_noise_depends_on_the_image_alone(fixed: Noise, images: Draw) 
 def test_per_input_noise_does_not_depend_on_the_dtype(fixed: Noise, dtype: torch.dtype) -> None:
     gray = torch.arange(256).repeat(36).view(-1, 1, 6, 6)[:256]
     probs = torch.zeros(len(gray), 10)
-    assert torch.equal(
-        fixed.sample(probs, gray.float() / 255), fixed.sample(probs, (gray.double() / 255).to(dtype))
-    )
+    assert torch.equal(fixed.sample(probs, gray.float() / 255), fixed.sample(probs, (gray.double() / 255).to(dtype)))
 
 
 def test_one_gray_level_gives_another_draw_and_less_does_not(fixed: Noise) -> None:

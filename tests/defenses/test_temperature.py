@@ -26,9 +26,7 @@ def test_by_hand() -> None:
 @settings(deadline=None, max_examples=25)
 @given(seed=seeds, temperature=st.floats(0.1, 100), num_classes=st.sampled_from([2, 10, 1000]))
 def test_is_softmax_of_scaled_logits(seed: int, temperature: float, num_classes: int) -> None:
-    logits = 5 * torch.randn(
-        10, num_classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    logits = 5 * torch.randn(10, num_classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     released = release(temperature, logits.softmax(dim=1))
     torch.testing.assert_close(released, (logits / temperature).softmax(dim=1), rtol=0, atol=1e-9)
 

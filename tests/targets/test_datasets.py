@@ -46,9 +46,7 @@ def everything(images: Images) -> tuple[Tensor, Tensor]:
 
 
 def random_pixels(count: int, *shape: int) -> Tensor:
-    return torch.randint(
-        0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def assert_holds(images: Images, pixels: Tensor, labels: list[int]) -> None:
@@ -118,9 +116,7 @@ def write_cifar(root: Path, pixels: Tensor, labels: list[int], patch: pytest.Mon
         files = [name for name, _ in getattr(kind, attribute)]
         share = len(labels) // len(files)
         digests = [
-            write_batch(
-                folder / name, pixels[i * share : (i + 1) * share], labels[i * share : (i + 1) * share], key
-            )
+            write_batch(folder / name, pixels[i * share : (i + 1) * share], labels[i * share : (i + 1) * share], key)
             for i, name in enumerate(files)
         ]
         patch.setattr(kind, attribute, digests)
@@ -129,9 +125,7 @@ def write_cifar(root: Path, pixels: Tensor, labels: list[int], patch: pytest.Mon
     patch.setattr(kind, "meta", {**kind.meta, "md5": md5(meta)})
 
 
-def two_colors(
-    width: int, height: int, left: tuple[int, int, int], right: tuple[int, int, int]
-) -> Image.Image:
+def two_colors(width: int, height: int, left: tuple[int, int, int], right: tuple[int, int, int]) -> Image.Image:
     image = Image.new("RGB", (width, height), left)
     image.paste(right, (width // 2, 0, width, height))
     return image
@@ -265,9 +259,7 @@ def test_svhn_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "kind", "classes"),
     [("cifar10", torchvision_datasets.CIFAR10, 10), ("cifar100", torchvision_datasets.CIFAR100, 100)],
 )
-def test_cifar_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: Any, classes: int
-) -> None:
+def test_cifar_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: Any, classes: int) -> None:
     pixels, labels = random_pixels(classes, 3, 32, 32), list(range(classes))[::-1]
     write_cifar(tmp_path, pixels, labels, monkeypatch, kind)
     for split in SPLITS:
@@ -530,12 +522,8 @@ def test_damaged_files_are_told_in_one_line(
     assert str(tmp_path) in one_line(error)
 
 
-def test_a_pickle_with_another_digest_is_never_unpickled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_cifar(
-        tmp_path, random_pixels(10, 3, 32, 32), list(range(10)), monkeypatch, torchvision_datasets.CIFAR10
-    )
+def test_a_pickle_with_another_digest_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar(tmp_path, random_pixels(10, 3, 32, 32), list(range(10)), monkeypatch, torchvision_datasets.CIFAR10)
     batch = tmp_path / "cifar-10-batches-py/data_batch_1"
     batch.write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
     with pytest.raises(MissingData):
@@ -543,9 +531,7 @@ def test_a_pickle_with_another_digest_is_never_unpickled(
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize(
-    "cause", [URLError("no route"), TimeoutError("timed\nout"), RuntimeError("bad digest")]
-)
+@pytest.mark.parametrize("cause", [URLError("no route"), TimeoutError("timed\nout"), RuntimeError("bad digest")])
 @pytest.mark.parametrize("name", DOWNLOADABLE)
 def test_a_failed_download_is_missing_data(
     tmp_path: Path,
@@ -604,9 +590,7 @@ def test_absent_files_are_downloaded_in_silence(
     kind = downloadable.MNIST.source
     monkeypatch.setattr(kind, "mirrors", [f"{address}MNIST/raw/"])
     monkeypatch.setattr(kind, "resources", [(file.name, md5(file)) for file in files])
-    assert_holds(
-        load(load_dataset("mnist"), "test", tmp_path / "new", download=True), pixels.unsqueeze(1), labels
-    )
+    assert_holds(load(load_dataset("mnist"), "test", tmp_path / "new", download=True), pixels.unsqueeze(1), labels)
     assert capsys.readouterr() == ("", "")
 
 
@@ -738,9 +722,7 @@ def test_fit_to_gives_the_shape_and_keeps_the_range(
 
 @settings(deadline=None, max_examples=20)
 @given(SHAPES, SHAPES, st.floats(0, 1, width=32))
-def test_fit_to_keeps_plain_gray(
-    have: tuple[int, int, int], want: tuple[int, int, int], level: float
-) -> None:
+def test_fit_to_keeps_plain_gray(have: tuple[int, int, int], want: tuple[int, int, int], level: float) -> None:
     assert torch.allclose(fit_to(torch.full((1, *have), level), want), torch.tensor(level), atol=1e-6)
 
 
