@@ -132,7 +132,6 @@ class Session:
             raise
         except Exception as error:
             record = self._record("failed", error=_describe(error))
-            self.listener.warning(f"run {self.plan.run_id} failed: {type(error).__name__}: {error}")
         self.store.save(record)
         if record.status == "done":
             self._discard_state()

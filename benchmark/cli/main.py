@@ -21,8 +21,9 @@ COMMANDS = {
     "list": "List attacks, defenses, recoveries, targets or data sets.",
     "show": "Show a component's parameters, traits and paper, or the report of a run.",
     "validate": "Check that a defense or an attack keeps its contract.",
-    "leaderboard": "Show, build, check or submit scores.",
+    "leaderboard": "Show and check scores.",
     "target": "Train and list targets.",
+    "study": "Make the measurements that the benchmark's own settings come from.",
     "info": "Show versions, device and paths.",
     "cite": "Print BibTeX for components, or for msbench.",
 }

@@ -139,7 +139,7 @@ def balanced_agreement(clone: nn.Module, images: Tensor, answers: Tensor) -> flo
     """Share of images with the same top class, averaged over the classes that the answers name."""
     named = answers.argmax(dim=1)
     same = (clone(images).argmax(dim=1) == named).double()
-    shares = [float(same[named == k].mean()) for k in named.unique()]
+    shares = [float(same[named == k].mean()) for k in torch.unique(named)]
     return sum(shares) / len(shares)
 
 
