@@ -172,7 +172,7 @@ def _coerce(owner: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
 def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
     """Split ``name:key=value,key=value`` into the name and its parameters, both still text.
 
-    The name may hold a colon itself (``file.py:Class``, ``imagefolder:PATH``): parameters begin at the last
+    The name may hold a colon itself (``file.py:Class``, ``imagefolder:PATH``): parameters begin at the first
     colon that is followed by ``key=``.
     """
     match = re.match(r"(?P<name>.+?):(?P<params>[A-Za-z_]\w*=.*)$", spec.strip())
@@ -226,20 +226,25 @@ def names(kind: str) -> list[str]:
 def load_class(kind: str, name: str) -> type[Component]:
     """The class behind a name, ``file.py:Class`` or ``module:Class``.
 
-    Raises `UnknownName` for a name nobody offers, `UsageError` for a file, module or class that is missing, and
-    `ContractViolation` for a plugin that fails to import or is no component of that kind.
+    Raises `UnknownName` for a name nobody offers, `BadParameter` for parameters that are not ``key=value``,
+    `UsageError` for a file, module or class that is missing, and `ContractViolation` for a plugin that fails to
+    import or is no component of that kind.
     """
     entry = _entry_points(kind).get(name)
     if entry is not None:
         cls = _import_plugin(kind, name, entry.load)
+    elif (bare := name.partition(":")[0]) in _entry_points(kind):  # topk:3, its key forgotten, is no module
+        items = name[len(bare) + 1 :].split(",")
+        item = next((item for item in items if "=" not in item), items[0])
+        raise BadParameter(f"{item!r} in {name!r} is not key=value")
     elif ":" in name:
         cls = _load_by_path(kind, name)
     else:
         raise UnknownName(kind, name, names(kind), hint=f"msbench list {_PLURAL[kind]} shows all")
     if not (isinstance(cls, type) and issubclass(cls, Component) and cls.kind == kind):
         raise ContractViolation(f"{kind} {name!r} does not derive from msbench.{kind.capitalize()}")
-    if "name" not in vars(cls):
-        cls.name = name
+    if entry is not None or "name" not in vars(cls):
+        cls.name = name  # an entry point's name goes before module:Class, whichever was asked for first
     return cls
 
 
@@ -289,7 +294,8 @@ def _module_from_file(kind: str, where: str) -> ModuleType:
     path = Path(where).expanduser().resolve()
     if not path.is_file():
         raise UsageError(f"no file {where!r} to load the {kind} from")
-    alias = f"msbench_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    identity = str(path).encode() + path.read_bytes()  # an edited file is another module
+    alias = f"msbench_plugin_{hashlib.sha256(identity).hexdigest()[:12]}"
     if alias in sys.modules:
         return sys.modules[alias]
     spec = importlib.util.spec_from_file_location(alias, path)

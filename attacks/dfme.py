@@ -18,6 +18,7 @@ from .learning import (
     build_optimizer,
     decay,
     descend,
+    for_training,
     imitation_loss,
     progress,
     set_lr,
@@ -129,7 +130,7 @@ class DFME(Attack):
         """Query one batch and train the student on it. The generator stays in training mode, as released."""
         with torch.no_grad():
             images = self.generator.train()(self.generator.sample(count, self.latents))
-        self.student.train()
+        for_training(self.student, count)
         loss = self._distance(images).mean()
         descend(self.student_optimizer, loss)
         return loss.detach()

@@ -19,6 +19,7 @@ from .learning import (
     build_optimizer,
     decay,
     descend,
+    for_training,
     imitation_loss,
     progress,
     set_lr,
@@ -143,7 +144,7 @@ class DualStudent(Attack):
         answers = self.victim.query(images)
         losses = []
         for network, optimizer in zip(self.networks, self.student_optimizers, strict=True):
-            logits = network.train()(images)
+            logits = for_training(network, count)(images)
             loss = imitation_loss(logits, answers, floor=self.floor, labels_only=self.victim.labels_only).mean()
             descend(optimizer, loss)
             losses.append(loss.detach())

@@ -11,7 +11,7 @@ from ..components import Paper, param
 from ..errors import UsageError
 from ..targets.blackbox import Victim
 from .base import Attack, AttackContext, AttackTraits, StepReport
-from .learning import OptimizerName, Schedule, build_optimizer, decay, descend, set_lr
+from .learning import OptimizerName, Schedule, build_optimizer, decay, descend, for_training, set_lr
 
 
 @dataclass(kw_only=True)
@@ -66,16 +66,18 @@ class KnockoffNets(Attack):
         return StepReport(done=self.victim.remaining == 0)
 
     def clone(self) -> nn.Module:
-        """A clone trained from scratch on all answers so far."""
+        """A clone trained from scratch on all answers so far; untrained while there are none."""
         network = self.context.new_clone("student 0")
+        if len(self.answers) == 0:
+            return network.eval()
         optimizer = build_optimizer(self.optimizer, network.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         shuffle = torch.Generator().manual_seed(self.context.stream("training order"))
-        network.train()
         for epoch in range(self.epochs):
             set_lr(optimizer, self.lr * decay(self.schedule, epoch / self.epochs))
             for chosen in torch.split(torch.randperm(len(self.answers), generator=shuffle), self.batch):
                 images, _ = self.pool.take(self.order[chosen])
-                descend(optimizer, _soft_cross_entropy(network(images), self.answers[chosen]))
+                logits = for_training(network, len(chosen))(images)
+                descend(optimizer, _soft_cross_entropy(logits, self.answers[chosen]))
         return network.eval()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -55,6 +55,14 @@ def decay(schedule: Schedule, share: float) -> float:
     return 1.0
 
 
+def for_training(network: nn.Module, images: int) -> nn.Module:
+    """The network in training mode, or in evaluation mode for a batch of one, which has no statistics of its own.
+
+    The last batch of a budget may be a single image, and batch normalization refuses one of 1x1 pixels.
+    """
+    return network.train(images > 1)
+
+
 def build_optimizer(
     name: OptimizerName, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:

@@ -17,6 +17,7 @@ from .learning import (
     build_optimizer,
     decay,
     descend,
+    for_training,
     imitation_loss,
     progress,
     set_lr,
@@ -60,7 +61,7 @@ class RandomNoise(Attack):
         set_lr(self.student_optimizer, self.lr_student * decay(self.schedule, progress(self.victim)))
         images = self._draw(count)
         answers = self.victim.query(images)
-        logits = self.student.train()(images)
+        logits = for_training(self.student, count)(images)
         loss = imitation_loss(logits, answers, floor=self.floor, labels_only=self.victim.labels_only).mean()
         descend(self.student_optimizer, loss)
         return StepReport(done=self.victim.remaining == 0, losses={"student": loss.detach()})

@@ -1,14 +1,17 @@
 """One run: resolve, load, defend, attack under the budget, measure, record.
 
-The harness owns the loop. It evaluates the clone at milestones, saves all state there, every `SAVE_SECONDS`, and
-when asked to stop, and turns every failure into a record. On the CPU a run that was killed at any moment and
-continued by the same command ends in the same record, bit for bit apart from times.
+The harness owns the loop. It evaluates the clone at milestones, saves all state there, every ``MSBENCH_SAVE_SECONDS``
+of attack (`SAVE_SECONDS` where that is not set), and when asked to stop, and turns every failure into a record. On
+the CPU a run that was killed at any moment and continued by the same command ends in the same record, bit for bit
+apart from times.
 
 The state holds no code: it is read back with ``weights_only=True``. A state that cannot be used (another target,
 a damaged file) is set aside with a warning and the run starts over.
 """
 
 import io
+import math
+import os
 import threading
 import time
 import traceback
@@ -25,7 +28,7 @@ import torch
 from ..attacks.base import AttackContext, StepReport
 from ..defenses.base import DefenseContext
 from ..defenses.deployment import Deployment
-from ..errors import Interrupted, MissingData, UsageError
+from ..errors import ContractViolation, Interrupted, MissingData, StoreError, UsageError
 from ..files import write_atomically
 from ..leaderboard.record import (
     BudgetInfo,
@@ -36,7 +39,7 @@ from ..leaderboard.record import (
     Timing,
 )
 from ..leaderboard.store import Store
-from ..targets.architectures import build_network
+from ..targets.architectures import build_clone
 from ..targets.blackbox import BlackBox
 from ..targets.datasets.base import Images
 from ..targets.datasets.loading import default_data_dir, load_dataset, resize_pool
@@ -49,7 +52,7 @@ from .spec import Plan, RunSpec, resolve
 from .traffic import Traffic
 
 SAVE_SECONDS = 20.0
-"""State is saved at least this often, in seconds of attack."""
+"""State is saved at least this often, in seconds of attack, unless ``MSBENCH_SAVE_SECONDS`` says otherwise."""
 STATE_FORMAT = 1
 
 
@@ -114,6 +117,7 @@ class Session:
         self.device = device
         self.listener = listener
         self.stop = stop
+        self.save_seconds = _save_seconds()
         self.tally = Tally(created=datetime.now(UTC).isoformat(timespec="seconds"))
         self.loaded: Loaded | None = None
         self.box: BlackBox | None = None
@@ -152,7 +156,7 @@ class Session:
         self.loaded = loaded
         target, dataset = loaded.target, loaded.dataset
         open_images = partial(_open_images, data_dir=data_dir, shape=target.image_shape, device=self.device)
-        architecture = partial(build_network, num_classes=target.num_classes, image_shape=target.image_shape)
+        architecture = partial(build_clone, num_classes=target.num_classes, image_shape=target.image_shape)
         surrogate = parse_target(request.target).architecture
         self.plan.defense.prepare(
             DefenseContext(
@@ -206,15 +210,16 @@ class Session:
             if time.monotonic() - shown > 0.25:
                 shown = time.monotonic()
                 self._show(report)
+            stopping = self.stop.is_set()  # asked once a step: what is raised below must have been saved
             if report.done:
                 self.tally.stop_reason = self._why(report)
             if (due and box.spent >= due[0]) or report.done:
                 due = [mark for mark in due if mark > box.spent]
                 self._milestone()
                 saved = self._save_state()
-            elif self.stop.is_set() or time.monotonic() - saved > SAVE_SECONDS:
+            elif stopping or time.monotonic() - saved > self.save_seconds:
                 saved = self._save_state()
-            if self.stop.is_set() and not self.tally.stop_reason:
+            if stopping and not self.tally.stop_reason:
                 raise Interrupted(f"run {self.plan.run_id} stopped at {box.spent} queries; state saved")
 
     def _milestone(self) -> None:
@@ -227,6 +232,8 @@ class Session:
         self.listener.milestone(point)
 
     def _why(self, report: StepReport) -> str:
+        if self._box().spent == 0:
+            raise ContractViolation(f"attack {self.plan.attack} ended without a single query: nothing can be measured")
         left = self._box().remaining
         if left == 0:
             return "budget spent"
@@ -331,11 +338,16 @@ class Session:
         except Exception as error:  # whatever a damaged file makes torch raise
             self.listener.warning(f"saved state {path} cannot be read ({type(error).__name__}): starting over")
             return
-        if state.get("format") != STATE_FORMAT or state.get("target") != self._digest():
+        if not isinstance(state, dict) or state.get("format") != STATE_FORMAT or state.get("target") != self._digest():
             self.listener.warning(f"saved state {path} belongs to another target: starting over")
             return
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+        try:
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+        except Exception as error:  # a component that was changed since may refuse in any way, half restored
+            raise StoreError(
+                f"saved state {path} does not fit this code ({type(error).__name__}): start over with --force"
+            ) from error
         _restore_random_state(state["random"], self.device)
         spent = self.tally.seconds["setup"]
         self.tally = Tally(**state["tally"])
@@ -390,6 +402,18 @@ def _unrelated(pool: str | None, open_images: Any) -> Images | None:
         return open_images(pool, split="test", download=False) if pool else None
     except MissingData:
         return None
+
+
+def _save_seconds() -> float:
+    """``MSBENCH_SAVE_SECONDS``, or `SAVE_SECONDS`. Raises `UsageError` for what is no number from 0."""
+    text = os.environ.get("MSBENCH_SAVE_SECONDS") or str(SAVE_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:  # written so that NaN fails
+        raise UsageError(f"MSBENCH_SAVE_SECONDS={text!r} is not usable: give seconds, 0 to save after every step")
+    return seconds
 
 
 @contextmanager

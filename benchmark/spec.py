@@ -99,6 +99,11 @@ def resolve(request: RunSpec) -> Plan:
     defense = load_defense(request.defense)
     recovery_name, recovery_params = parse_spec(request.recovery)
     recovery = cast("Recovery", load_class("recovery", recovery_name).from_params(recovery_params))
+    if request.budget < recovery.queries_per_image:
+        raise UsageError(
+            f"budget {request.budget} is not usable: one image costs {recovery.queries_per_image} queries "
+            f"under {recovery}"
+        )
     clone = request.clone or frozen_for(name.dataset.label(), attack_name).get("clone") or name.architecture
     check_architecture(clone)
     info = SpecInfo(

@@ -64,7 +64,7 @@ class Traffic:
         reached = int((cumulative < math.ceil(0.95 * count)).sum())
         return Distance(
             mean=float(self.l1_sum) / count,
-            p95=min((reached + 0.5) * 2 / BINS, 2.0) if reached else 0.0,
+            p95=min((reached + 0.5) * 2 / BINS, float(self.l1_max)) if reached else 0.0,
             max=float(self.l1_max),
         )
 

@@ -23,9 +23,12 @@ class Deployment:
     def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Clean and released probabilities, each (N, K) float32, for images (N, C, H, W) in [0, 1].
 
-        Raises `ContractViolation` if the defense releases anything but probability vectors.
+        The service computes in float32, whatever precision the attack that asks computes in. Raises
+        `ContractViolation` if the defense releases anything but probability vectors.
         """
-        clean = self.target(images).float().softmax(dim=1)
-        # The defense gets a copy, so that one which works in place cannot alter what it is measured against.
-        released = self.defense.release(clean.clone(), images)
+        images = images.float()
+        with torch.autocast(images.device.type, enabled=False):
+            clean = self.target(images).float().softmax(dim=1)
+            # The defense gets a copy, so that one which works in place cannot alter what it is measured against.
+            released = self.defense.release(clean.clone(), images)
         return clean, check_released(released, clean.shape, str(self.defense))

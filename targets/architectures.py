@@ -53,6 +53,8 @@ class LeNet5(nn.Module):
         super().__init__()
         if norm not in ("none", "batch"):
             raise BadParameter(f"lenet5: norm={norm!r} is not usable: choose none or batch")
+        if not isinstance(width, int) or width < 1:
+            raise BadParameter(f"lenet5: width={width!r} is not usable: it must be a whole number, at least 1")
         if img_size % 4:
             raise BadParameter(f"lenet5: img_size={img_size} is not usable: it must be a multiple of 4")
         kernel = 5 if img_size >= 16 else 3
@@ -144,23 +146,46 @@ def build_network(
     """
     check_architecture(spec)
     name, text = parse_spec(spec)
-    kwargs = {key: _literal(value) for key, value in text.items()}
     channels, height, _ = image_shape
-    if _takes_image_size(name):
-        kwargs.setdefault("img_size", height)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    kwargs = {key: _literal(value) for key, value in text.items()}
+    for key in kwargs:
+        if key in ("num_classes", "in_chans", "img_size", "pretrained"):
+            raise BadParameter(f"architecture {format_spec(name, text)}: {key} follows from the target, leave it out")
+
+    def create(**more: Any) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=channels, **more)
+
+    try:
         try:
-            network: nn.Module = timm.create_model(
-                name, pretrained=pretrained, num_classes=num_classes, in_chans=channels, **kwargs
-            )
-        except TypeError as error:
-            raise BadParameter(f"architecture {format_spec(name, text)}: {error}") from None
-    return network
+            return create(img_size=height, **kwargs)
+        except TypeError:  # most convolutional networks take no image size
+            return create(**kwargs)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # timm refuses arguments in many ways
+        raise BadParameter(f"architecture {format_spec(name, text)}: {str(error).partition(chr(10))[0]}") from None
 
 
-def _takes_image_size(name: str) -> bool:
-    return name in ("lenet5",) or "vit" in name or "swin" in name or "mixer" in name
+class Centered(nn.Module):
+    """A network that gets pixels in [0, 1] as [-1, 1].
+
+    Clones and surrogates need no more knowledge of the data than its range for that, and a network without batch
+    normalization learns several times slower from images whose mean is far from zero.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) for images (N, C, H, W) in [0, 1]."""
+        logits: Tensor = self.network(2 * images - 1)
+        return logits
+
+
+def build_clone(spec: str, *, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
+    """A freshly initialized network for whoever does not know the target's normalization; raises as `build_network`."""
+    return Centered(build_network(spec, num_classes=num_classes, image_shape=image_shape, seed=seed))
 
 
 def _literal(text: str) -> Any:

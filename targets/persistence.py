@@ -6,6 +6,7 @@ A component therefore gets resuming without writing a line; one that keeps anyth
 that thing a ``state_dict`` and a ``load_state_dict``.
 """
 
+import copy
 import dataclasses
 from collections.abc import Iterable
 from typing import Any
@@ -32,8 +33,11 @@ def snapshot(owner: Any, *, skip: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def restore(owner: Any, state: dict[str, Any]) -> None:
-    """Put a `snapshot` back. Things that hold state are filled in place; plain values are replaced."""
-    for name, value in state.items():
+    """Put a `snapshot` back. Things that hold state are filled in place; plain values are replaced.
+
+    The state itself stays as it is, whatever happens to the object afterwards.
+    """
+    for name, value in copy.deepcopy(state).items():  # optimizers keep the very tensors that they are given
         setattr(owner, name, _load(getattr(owner, name, None), value))
 
 
@@ -65,6 +69,10 @@ def _load(current: Any, saved: Any) -> Any:
     if isinstance(current, torch.Generator):
         current.set_state(saved.cpu())
         return current
+    if isinstance(current, Tensor) and current.requires_grad and current.is_leaf:
+        with torch.no_grad():
+            current.copy_(saved)  # an optimizer may hold this very tensor
+        return current
     if isinstance(current, _PLAIN):
         return saved
     if hasattr(current, "load_state_dict"):
@@ -73,5 +81,8 @@ def _load(current: Any, saved: Any) -> Any:
     if isinstance(current, list | tuple) and len(current) == len(saved):
         return type(current)([_load(now, then) for now, then in zip(current, saved, strict=True)])
     if isinstance(current, dict):
-        return {key: _load(current.get(key), item) for key, item in saved.items()}
+        loaded = {key: _load(current.get(key), item) for key, item in saved.items()}
+        current.clear()  # in place, which keeps a Counter or a defaultdict what it is
+        current.update(loaded)
+        return current
     return saved

@@ -35,8 +35,8 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe(epochs=60, batch=64, lr=4e-3, weight_decay=0.3),
-    "mnist": Recipe(epochs=12, batch=128, lr=4e-3, weight_decay=1e-2, shift=2),
-    "fashion_mnist": Recipe(epochs=16, batch=128, lr=4e-3, weight_decay=1e-2, shift=1, flip=True),
+    "mnist": Recipe(epochs=4, batch=128, lr=2e-3, weight_decay=0.0),
+    "fashion_mnist": Recipe(epochs=8, batch=128, lr=2e-3, weight_decay=1e-2),
     "svhn": Recipe(epochs=30, batch=256, lr=3e-3, weight_decay=5e-2, shift=4),
     "gtsrb": Recipe(epochs=30, batch=256, lr=3e-3, weight_decay=5e-2, shift=3),
     "cifar10": Recipe(epochs=100, batch=256, lr=3e-3, weight_decay=5e-2, shift=4, flip=True),

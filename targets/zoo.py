@@ -265,7 +265,8 @@ def _read_checkpoint(path: Path) -> bytes:
     if not path.is_file():
         raise BadCheckpoint(f"no checkpoint {str(path)!r}: give a .safetensors file")
     content = path.read_bytes()
-    if content[:2] == b"PK" or content[:1] == b"\x80":
+    # The first eight bytes of safetensors are a length, which may look like a pickle's; a brace follows it.
+    if content[8:9] != b"{" and (content[:2] == b"PK" or content[:1] == b"\x80"):
         raise BadCheckpoint(
             f"{path} is a pickle, which can run code when it is loaded: "
             "convert it with safetensors.torch.save_file(state_dict, 'weights.safetensors')"

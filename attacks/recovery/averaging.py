@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...components import param
+from ...errors import BudgetExceeded
 from .base import Recovery
 
 
@@ -25,7 +26,11 @@ class Averaging(Recovery):
         return self.repeats
 
     def query(self, images: Tensor) -> Tensor:
-        """The mean of ``repeats`` released answers."""
+        """The mean of ``repeats`` released answers. Raises `BudgetExceeded` where not all repeats fit."""
+        if len(images) > self.remaining:  # refused whole: otherwise the first repeats would be charged
+            raise BudgetExceeded(
+                f"asked for {len(images)} images, {self.repeats} queries each, with {self.remaining} left"
+            )
         total = self.victim.query(images)
         for _ in range(self.repeats - 1):
             total = total + self.victim.query(images)

@@ -24,7 +24,7 @@ from ...components import load_class
 from ...defenses.deployment import Deployment
 from ...defenses.none import NoDefense
 from ...errors import UsageError
-from ...targets.architectures import build_network
+from ...targets.architectures import build_clone
 from ...targets.blackbox import BlackBox
 from ...targets.datasets.base import Images
 from ...targets.datasets.loading import load_dataset, resize_pool
@@ -118,7 +118,7 @@ def run_trial(
         image_shape=target.image_shape,
     )
     attack = cast(Attack, load_class("attack", attack_name).from_params(params))
-    network = partial(build_network, clone, num_classes=target.num_classes, image_shape=target.image_shape)
+    network = partial(build_clone, clone, num_classes=target.num_classes, image_shape=target.image_shape)
     context = AttackContext(
         device=torch.device("cpu"),
         seed=seed,

@@ -1,0 +1,138 @@
+"""DFME against its paper: what it asks, and whether its generator follows the true gradient."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from msbench.attacks.generators import to_pixels
+from msbench.attacks.learning import imitation_loss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SMALL = "dfme:batch=4,width=8,latent=8"
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+def test_a_step_asks_for_the_generator_and_five_batches(stage: Callable[..., Any], directions: int) -> None:
+    on = stage(f"{SMALL},directions={directions}")
+    for step in (1, 2):
+        on.attack.step()
+        assert on.victim.spent == step * (directions + 6) * 4
+    assert [len(images) for images in on.asked] == 2 * [4 * (directions + 1), 4, 4, 4, 4, 4]
+
+
+def test_an_iteration_costs_seven_batches_as_published(stage: Callable[..., Any]) -> None:
+    on = stage(SMALL)
+    on.attack.step()
+    assert on.victim.spent == 7 * 4
+
+
+def test_directions_are_taken_before_tanh(stage: Callable[..., Any]) -> None:
+    on = stage(f"{SMALL},directions=2,epsilon=0.5")
+    generator = copy.deepcopy(on.attack.generator).train()
+    latents = torch.Generator().set_state(on.attack.latents.get_state())
+    unbounded = generator.before_tanh(generator.sample(4, latents)).detach()
+    on.attack._generator_step(4)
+    [asked] = on.asked
+    assert torch.equal(asked[:4], to_pixels(unbounded))
+    moved = (2 * asked[4:].double() - 1).atanh().view(2, 4, -1) - unbounded.flatten(1)
+    torch.testing.assert_close(moved.norm(dim=2), torch.full((2, 4), 0.5, dtype=torch.float64), atol=0.02, rtol=0)
+
+
+def test_the_generator_follows_the_gradient_through_the_victim(stage: Callable[..., Any]) -> None:
+    on = stage("dfme:width=8,latent=8,directions=3000,epsilon=0.01", budget=100_000)
+    generator = copy.deepcopy(on.attack.generator).train()
+    images = generator(generator.sample(8, torch.Generator().set_state(on.attack.latents.get_state())))
+    distance = imitation_loss(
+        on.attack.student.eval()(images), on.logits(images).softmax(dim=1), floor=1e-7, labels_only=False
+    )
+    (-distance.mean()).backward()
+    on.attack._generator_step(8)
+    true, found = (
+        torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+        for network in (generator, on.attack.generator)
+    )
+    assert float(F.cosine_similarity(true, found, dim=0)) > 0.95
+    assert float(found.norm() / true.norm()) == pytest.approx(1, abs=0.1)
+
+
+def test_the_generator_step_leaves_the_student(
+    stage: Callable[..., Any], same: Callable[[nn.Module, nn.Module], bool]
+) -> None:
+    on = stage(SMALL)
+    student, generator = copy.deepcopy(on.attack.student), copy.deepcopy(on.attack.generator)
+    on.attack._generator_step(4)
+    assert same(on.attack.student, student)
+    assert not same(on.attack.generator, generator)
+
+
+def test_student_batches_are_made_in_training_mode_as_released(stage: Callable[..., Any]) -> None:
+    on = stage(SMALL)
+    generator = copy.deepcopy(on.attack.generator).train()
+    latents = torch.Generator().set_state(on.attack.latents.get_state())
+    expected = generator(generator.sample(4, latents)).detach()
+    on.attack._student_step(4)
+    assert torch.equal(on.asked[0], expected)
+    for name, statistic in on.attack.generator.named_buffers():
+        assert torch.equal(statistic, generator.get_buffer(name)), name
+
+
+@pytest.mark.parametrize("labels_only", [False, True])
+def test_the_students_loss_follows_the_interface(stage: Callable[..., Any], labels_only: bool) -> None:
+    on = stage(f"{SMALL},student_steps=1,floor=1e-3", labels_only=labels_only)
+    student = on.attack.context.new_clone("student 0").train()
+    loss = on.attack.step().losses["student"]
+    images = on.asked[-1]
+    expected = imitation_loss(
+        student(images), on.logits(images).softmax(dim=1), floor=1e-3, labels_only=labels_only
+    ).mean()
+    torch.testing.assert_close(loss, expected.detach())
+
+
+@pytest.mark.parametrize(
+    ("budget", "batches"),
+    [(1, [1]), (2, [2]), (7, [6, 1]), (8, [8]), (15, [8, 4, 3]), (29, [8, 4, 4, 4, 4, 4, 1])],
+)
+def test_the_last_queries_are_spent_whole(stage: Callable[..., Any], budget: int, batches: list[int]) -> None:
+    on = stage(SMALL, budget=budget)
+    report = on.run()
+    assert [len(images) for images in on.asked] == batches
+    assert report.done
+    assert not report.reason
+    assert on.victim.remaining == 0
+
+
+def test_rates_follow_the_budget(stage: Callable[..., Any]) -> None:
+    on = stage("dfme:batch=2,width=8,latent=8,lr_student=1,lr_generator=0.5", budget=140)
+    for factor in (1, 0.3, 0.3, 0.09, 0.09, 0.027, 0.027, 0.027, 0.027, 0.027):
+        on.attack.step()
+        assert on.attack.student_optimizer.param_groups[0]["lr"] == pytest.approx(factor)
+        assert on.attack.generator_optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * factor)
+
+
+def test_the_clone_is_the_last_student_in_evaluation_mode(
+    stage: Callable[..., Any], same: Callable[[nn.Module, nn.Module], bool]
+) -> None:
+    on = stage(SMALL)
+    on.attack.step()
+    clone = on.attack.clone()
+    assert same(clone, on.attack.student)
+    assert not any(module.training for module in clone.modules())
+    on.attack.step()
+    assert not same(clone, on.attack.student)
+
+
+def test_it_learns_the_victim(stage: Callable[..., Any]) -> None:
+    on = stage("dfme:batch=32,width=8,latent=8,lr_student=0.05", budget=8000)
+    before = on.attack.clone()
+    on.run()
+    images = torch.rand(500, 1, 8, 8, generator=torch.Generator().manual_seed(8))
+    truth = on.logits(images).argmax(dim=1)
+
+    def agreement(network: nn.Module) -> float:
+        tops: Tensor = network(images).argmax(dim=1)
+        return float((tops == truth).float().mean())
+
+    assert agreement(on.attack.clone()) > max(0.5, agreement(before) + 0.2)

@@ -1,0 +1,127 @@
+"""Runs of the real benchmark in seconds: a quickly trained target, and a store and a cache of the tests' own."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msbench.benchmark import evaluation, runner
+from msbench.benchmark.listener import Listener
+from msbench.benchmark.spec import RunSpec
+from msbench.leaderboard.record import CurvePoint, Record
+from msbench.leaderboard.store import Store
+from msbench.targets import training
+from msbench.targets.zoo import load_target
+
+QUICK_TRAINING = replace(training.RECIPES["digits"], epochs=3)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache that all tests of the session share: the target is trained once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes into the checkout or into a user's folders, or sees the user's settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MSBENCH_STORE", "MSBENCH_DATA", "MSBENCH_DEVICE", "MSBENCH_SAVE_SECONDS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MSBENCH_HOME", str(home))
+    monkeypatch.setitem(training.RECIPES, "digits", QUICK_TRAINING)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a quickly trained target, for processes that know nothing of the quick training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MSBENCH_HOME", str(tmp_path_factory.mktemp("trained")))
+        patch.setitem(training.RECIPES, "digits", QUICK_TRAINING)
+        path = load_target("digits/lenet5").path
+    assert path is not None
+    return path
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer images and timings in the measurements that take longest, and no unrelated images."""
+    monkeypatch.setattr(evaluation, "TRANSFER_IMAGES", 32)
+    monkeypatch.setattr(evaluation, "REPEATS", 1)
+    monkeypatch.setattr(runner, "_unrelated", lambda *_: None)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "runs")
+
+
+@dataclass
+class Ear(Listener):
+    """Remembers what it was told."""
+
+    phases: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    points: list[CurvePoint] = field(default_factory=list)
+
+    def phase(self, text: str) -> None:
+        self.phases.append(text)
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def milestone(self, point: CurvePoint) -> None:
+        self.points.append(point)
+
+
+class StopAfter(threading.Event):
+    """Asks a run to stop after so many steps; the runner looks once a step."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def is_set(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+@pytest.fixture
+def ear() -> Ear:
+    """A listener."""
+    return Ear()
+
+
+@pytest.fixture
+def stop_after() -> type[StopAfter]:
+    """What to stop runs with: ``stop_after(3)`` is an event that is set after three steps."""
+    return StopAfter
+
+
+Steal = Callable[..., Record]
+
+
+@pytest.fixture
+def steal(store: Store, tmp_path: Path) -> Steal:
+    """Runs a spec on the CPU, in the test's store, without downloads."""
+
+    def run(spec: RunSpec, **options: Any) -> Record:
+        places = {"store": store, "data_dir": tmp_path / "data", "device": "cpu", "download": False}
+        return runner.run(spec, **places | options)
+
+    return run
+
+
+@pytest.fixture
+def numbers() -> Callable[[Record], dict[str, Any]]:
+    """All of a record that equal runs have in common: not the time it took, nor what was committed meanwhile."""
+
+    def everything_else(record: Record) -> dict[str, Any]:
+        data = record.model_dump(mode="json", exclude={"timing": True, "env": {"commit", "dirty"}})
+        assert "timing" not in data
+        return data
+
+    return everything_else

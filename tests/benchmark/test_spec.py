@@ -1,0 +1,186 @@
+"""What a user asks for becomes a full description, whose hash is the run's identity."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msbench.benchmark import spec
+from msbench.benchmark.spec import RunSpec, resolve
+from msbench.components import names
+from msbench.errors import BadCheckpoint, BadParameter, UnknownName, UsageError
+
+BASE = RunSpec(defense="topk", attack="random_noise", budget=1000)
+
+
+def identity(**changes: Any) -> str:
+    return resolve(replace(BASE, **changes)).run_id
+
+
+@pytest.fixture
+def frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen hyperparameters of the tests' own."""
+    table = {"digits": {"random_noise": {"clone": "resnet18_8x", "params": {"batch": 7, "lr_student": 0.5}}}}
+    monkeypatch.setattr(spec, "frozen", lambda: table)
+
+
+DIFFERENT: list[dict[str, Any]] = [
+    {"target": "digits/resnet18_8x"},
+    {"target": "mnist/lenet5"},
+    {"defense": "topk:k=4"},
+    {"defense": "none"},
+    {"defense": "topk+topk"},
+    {"attack": "random_noise:batch=255"},
+    {"attack": "random_noise:images=smooth"},
+    {"attack": "dualstudent"},
+    {"recovery": "argmax"},
+    {"recovery": "averaging"},
+    {"recovery": "averaging:repeats=5"},
+    {"budget": 1001},
+    {"seed": 1},
+    {"defense_seed": 1},
+    {"clone": "resnet18_8x"},
+    {"precision": "bf16"},
+]
+
+
+def test_every_field_that_changes_numbers_changes_the_identity() -> None:
+    ids = [identity(), *(identity(**changes) for changes in DIFFERENT)]
+    assert len(set(ids)) == len(ids)
+    unvaried = {field.name for field in fields(RunSpec)} - {name for changes in DIFFERENT for name in changes}
+    assert unvaried == {"pool", "checkpoint"}  # which have tests of their own
+
+
+def test_the_pool_is_part_of_a_pool_attacks_identity() -> None:
+    ids = [identity(attack="knockoff", pool=pool) for pool in ("patches", "mnist", "imagefolder:somewhere")]
+    assert len(set(ids)) == 3
+    assert identity(attack="knockoff") == ids[0]
+
+
+def test_the_protocol_is_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity()
+    monkeypatch.setattr(spec, "PROTOCOL", "2099.9")
+    assert identity() != before
+    assert resolve(BASE).info.protocol == "2099.9"
+
+
+def test_a_components_version_is_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity()
+    monkeypatch.setattr(type(resolve(BASE).attack), "version", "next")
+    assert identity() != before
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"defense": "topk:k=3"},
+        {"defense": " topk "},
+        {"attack": "random_noise:batch=256,images=uniform"},
+        {"attack": "random_noise:images=uniform,lr_student=1e-1"},
+        {"clone": "lenet5"},
+        {"precision": "fp32"},
+    ],
+)
+def test_what_comes_to_the_same_has_the_same_identity(same: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec, "frozen", dict)
+    assert identity(**same) == identity()
+
+
+def test_a_checkpoint_is_known_by_its_bytes_and_not_by_its_path(tmp_path: Path) -> None:
+    for name, content in (("a", b"weights"), ("b", b"weights"), ("c", b"other weights")):
+        (tmp_path / name).write_bytes(content)
+    first, copy, other = (identity(checkpoint=tmp_path / name) for name in "abc")
+    assert first == copy
+    assert len({first, other, identity()}) == 3
+    assert str(tmp_path) not in resolve(replace(BASE, checkpoint=tmp_path / "a")).info.model_dump_json()
+
+
+def test_defaults_of_all_components_are_written_out() -> None:
+    info = resolve(replace(BASE, recovery="averaging")).info
+    assert info.defense.params == {"k": 3}
+    assert info.recovery.params == {"repeats": 4}
+    assert info.attack.params.keys() == {
+        *("images", "grid", "batch", "optimizer", "lr_student", "weight_decay", "schedule", "floor")
+    }
+    assert info.target.params == {"seed": 0}
+
+
+def test_values_are_numbers_and_not_text() -> None:
+    info = resolve(replace(BASE, defense="noise:scale=1,per_input=true", attack="random_noise:batch=12")).info
+    assert info.attack.params["batch"] == 12
+    assert info.defense.params == {"distribution": "gaussian", "scale": 1.0, "per_input": True}
+    assert type(info.defense.params["scale"]) is float
+
+
+@pytest.mark.usefixtures("frozen")
+def test_what_is_written_beats_what_is_frozen_beats_the_default() -> None:
+    default = resolve(replace(BASE, target="fashion_mnist/lenet5"))
+    assert (default.info.attack.params["batch"], default.info.clone) == (256, "lenet5")
+    found = resolve(BASE)
+    assert (found.info.attack.params["batch"], found.info.clone) == (7, "resnet18_8x")
+    assert found.info.attack.params["lr_student"] == 0.5
+    assert found.info.attack.params["weight_decay"] == default.info.attack.params["weight_decay"]
+    written = resolve(replace(BASE, attack="random_noise:batch=9", clone="lenet5"))
+    assert (written.info.attack.params["batch"], written.info.clone) == (9, "lenet5")
+    assert written.info.attack.params["lr_student"] == 0.5
+    assert written.run_id == identity(attack="random_noise:batch=9,lr_student=0.5", clone="lenet5")
+
+
+@pytest.mark.usefixtures("frozen")
+def test_what_is_frozen_for_one_attack_leaves_the_others_alone() -> None:
+    found = resolve(replace(BASE, attack="dualstudent"))
+    assert (found.info.attack.params["batch"], found.info.clone) == (256, "lenet5")
+
+
+def test_a_frozen_parameter_that_does_not_exist_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec, "frozen", lambda: {"digits": {"random_noise": {"params": {"bach": 1}}}})
+    with pytest.raises(BadParameter, match="'bach'"):
+        identity()
+
+
+@pytest.mark.parametrize("attack", names("attack"))
+def test_what_the_package_freezes_can_be_used(attack: str) -> None:
+    for dataset in spec.frozen():
+        resolve(replace(BASE, attack=attack, target=f"{dataset}/lenet5", pool=None))
+
+
+def test_the_frozen_table_names_data_sets_and_attacks_that_exist() -> None:
+    for dataset, attacks in spec.frozen().items():
+        assert dataset in names("dataset")
+        assert set(attacks) <= set(names("attack"))
+        assert all(entry.keys() <= {"clone", "params"} for entry in attacks.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"budget": 0}, UsageError, "budget 0 is not usable"),
+        ({"budget": -5}, UsageError, "budget -5 is not usable"),
+        ({"seed": -1}, UsageError, "seed -1 is not usable"),
+        ({"defense_seed": -2}, UsageError, "seed -2 is not usable"),
+        ({"attack": "dualstudnet"}, UnknownName, "dualstudent"),
+        ({"defense": "topk+labelonly"}, UnknownName, "label_only"),
+        ({"recovery": "argmin"}, UnknownName, "argmax"),
+        ({"target": "digit/lenet5"}, UnknownName, "digits"),
+        ({"target": "digits"}, UsageError, "DATASET/ARCHITECTURE"),
+        ({"target": "digits/lenet6"}, UnknownName, "lenet5"),
+        ({"clone": "lenet6"}, UnknownName, "lenet5"),
+        ({"defense": "topk:q=3"}, BadParameter, "unknown parameter 'q' \\(valid: k\\)"),
+        ({"defense": "topk:k=0"}, BadParameter, "k=0 is out of range"),
+        ({"defense": "topk:k=many"}, BadParameter, "k='many' is not usable"),
+        ({"attack": "random_noise:lr_student=nan"}, UsageError, "lr_student"),
+        ({"pool": "patches"}, UsageError, "takes no --pool"),
+        ({"attack": "dualstudent", "pool": "mnist"}, UsageError, "dualstudent is data-free: it takes no --pool"),
+        ({"attack": "knockoff", "target": "patches/lenet5"}, UsageError, "declares no pool: name one with --pool"),
+        ({"budget": 3, "recovery": "averaging"}, UsageError, "one image costs 4 queries"),
+        ({"checkpoint": Path("nowhere.safetensors")}, BadCheckpoint, "no checkpoint"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(changes: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        identity(**changes)
+
+
+def test_a_budget_of_one_image_is_enough() -> None:
+    assert resolve(replace(BASE, budget=4, recovery="averaging")).info.budget == 4
+    assert resolve(replace(BASE, budget=1)).info.budget == 1

@@ -1,0 +1,111 @@
+"""Every installed recovery is a victim itself: it composes with every attack, and charges what it says."""
+
+import dataclasses
+from typing import Any, cast
+
+import pytest
+import torch
+from msbench.attacks.base import Attack, AttackContext
+from msbench.attacks.recovery.base import Recovery
+from msbench.benchmark.checks import IMAGE_SHAPE, stored, tiny_network
+from msbench.components import load, load_class, names
+from msbench.errors import BudgetExceeded
+from msbench.targets.blackbox import BlackBox
+from msbench.targets.datasets.base import TensorImages
+from torch import Tensor
+
+CHEAP: dict[str, Any] = {"width": 8, "latent": 8, "epochs": 1, "batch": 8, "query_batch": 8}
+VARIANTS = ["averaging:repeats=3"]
+
+
+def wrapped(spec: str, *, budget: int) -> tuple[Recovery, BlackBox]:
+    network = tiny_network(1234, 10).eval()
+
+    def answer(images: Tensor) -> Tensor:
+        answers: Tensor = (10 * network(images)).softmax(dim=1)
+        return answers
+
+    victim = BlackBox(answer, budget=budget, num_classes=10, image_shape=IMAGE_SHAPE)
+    return cast(Recovery, load("recovery", spec)).wrap(victim), victim
+
+
+def images(count: int) -> Tensor:
+    return torch.rand(count, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(3))
+
+
+def set_up(attack: str, seen: Recovery) -> Attack:
+    fields = {field.name for field in dataclasses.fields(load_class("attack", attack))}
+    built = cast(Attack, load_class("attack", attack).from_params({k: v for k, v in CHEAP.items() if k in fields}))
+    pixels = torch.randint(256, (200, *IMAGE_SHAPE), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+    context = AttackContext(
+        device=torch.device("cpu"),
+        seed=0,
+        precision=torch.float32,
+        build_clone=lambda seed: tiny_network(seed, 10),
+        pool=TensorImages(pixels, torch.zeros(200, dtype=torch.long)),
+    )
+    built.setup(seen, context)
+    return built
+
+
+@pytest.mark.parametrize("spec", names("recovery") + VARIANTS)
+def test_answers_are_probabilities(spec: str) -> None:
+    seen, _ = wrapped(spec, budget=1000)
+    answers = seen.query(images(20))
+    assert answers.shape == (20, 10)
+    assert answers.dtype == torch.float32
+    assert bool((answers >= 0).all())
+    torch.testing.assert_close(answers.sum(dim=1), torch.ones(20))
+    if seen.labels_only:
+        assert bool((answers.amax(dim=1) == 1).all())
+
+
+@pytest.mark.parametrize("spec", names("recovery") + VARIANTS)
+def test_each_image_is_charged_as_declared(spec: str) -> None:
+    seen, victim = wrapped(spec, budget=1000)
+    price = seen.queries_per_image
+    for count in (1, 7, 20):
+        before = victim.spent
+        seen.query(images(count))
+        assert victim.spent - before == count * price
+    assert seen.spent == 28
+    assert seen.budget == 1000 // price
+    assert seen.remaining == (1000 - 28 * price) // price
+
+
+@pytest.mark.parametrize("spec", names("recovery") + VARIANTS)
+def test_a_batch_that_does_not_fit_is_refused_whole(spec: str) -> None:
+    seen, victim = wrapped(spec, budget=19)
+    with pytest.raises(BudgetExceeded):
+        seen.query(images(seen.remaining + 1))
+    assert victim.spent == 0
+    seen.query(images(seen.remaining))
+    assert seen.remaining == 0
+
+
+@pytest.mark.parametrize("spec", names("recovery") + VARIANTS)
+def test_state_round_trips(spec: str) -> None:
+    whole, box = wrapped(spec, budget=1000)
+    whole.query(images(5))
+    resumed, other = wrapped(spec, budget=1000)
+    resumed.load_state_dict(stored(whole.state_dict()))
+    other.load_state_dict(stored(box.state_dict()))
+    assert torch.equal(whole.query(images(9)), resumed.query(images(9)))
+    assert (whole.spent, whole.remaining) == (resumed.spent, resumed.remaining)
+
+
+@pytest.mark.parametrize("attack", names("attack"))
+@pytest.mark.parametrize("spec", names("recovery") + VARIANTS)
+def test_it_composes_with_every_attack(spec: str, attack: str) -> None:
+    seen, victim = wrapped(spec, budget=100)
+    stolen = set_up(attack, seen)
+    for _ in range(200):
+        report = stolen.step()
+        if report.done:
+            break
+    assert report.done
+    assert seen.remaining == 0 or report.reason
+    assert victim.spent == seen.spent * seen.queries_per_image <= 100
+    logits = stolen.clone()(images(3)).detach()
+    assert logits.shape == (3, 10)
+    assert bool(torch.isfinite(logits).all())
