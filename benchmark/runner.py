@@ -53,7 +53,7 @@ from .traffic import Traffic
 
 SAVE_SECONDS = 20.0
 """State is saved at least this often, in seconds of attack, unless ``MSBENCH_SAVE_SECONDS`` says otherwise."""
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 def run(
@@ -207,6 +207,11 @@ class Session:
         while not self.tally.stop_reason:
             with self._clock("attack"), self._precision():
                 report = self.plan.attack.step()
+            if self.traffic.asked != box.spent:
+                raise ContractViolation(
+                    f"attack {self.plan.attack} was answered {self.traffic.asked} images but charged {box.spent}: "
+                    "it tampered with the black box's count"
+                )
             if time.monotonic() - shown > 0.25:
                 shown = time.monotonic()
                 self._show(report)

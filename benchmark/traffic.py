@@ -26,6 +26,7 @@ class Traffic:
         self.deployment = deployment
         target = deployment.target
         device = target.mean.device
+        self.asked = 0
         self.labels = torch.zeros(target.num_classes, dtype=torch.long, device=device)
         self.l1_bins = torch.zeros(BINS + 1, dtype=torch.long, device=device)
         self.l1_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -34,6 +35,7 @@ class Traffic:
 
     def answer(self, images: Tensor) -> Tensor:
         """Released probabilities (N, K) for the attack."""
+        self.asked += len(images)
         clean, released = self.deployment.answer(images)
         distance = (released - clean).abs().sum(dim=1)
         self.labels += torch.bincount(clean.argmax(dim=1), minlength=len(self.labels))

@@ -235,11 +235,13 @@ def _pretrained(parsed: TargetName, open_split: Any, device: torch.device) -> Lo
         seed=TARGET_SEED,
         pretrained=True,
     )
-    config = network.pretrained_cfg
+    config: Any = network.pretrained_cfg
+    channels = parsed.dataset.image_shape[0]
+    mean, std = (_per_channel(config[key], channels) for key in ("mean", "std"))
     target = Target(
         network,
-        mean=tuple(config["mean"]),  # type: ignore[index]
-        std=tuple(config["std"]),  # type: ignore[index]
+        mean=mean,
+        std=std,
         num_classes=parsed.dataset.num_classes,
         image_shape=parsed.dataset.image_shape,
     ).to(device)
@@ -247,6 +249,11 @@ def _pretrained(parsed: TargetName, open_split: Any, device: torch.device) -> Lo
     digest = hashlib.sha256(weights).hexdigest()
     card = _card_of(parsed, _freeze(target), open_split, digest)
     return Loaded(target=target, dataset=parsed.dataset, card=card, path=None)
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Normalization for gray images is the mean of the three channels', as timm sums their first weights."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _card_of(parsed: TargetName, target: Target, open_split: Any, digest: str) -> Card:

@@ -119,7 +119,7 @@ def test_an_installed_plugin_runs(process: Call, checkpoint: Path, tmp_path: Pat
     assert record["spec"]["defense"]["params"] == {"0.k": 9, "1.share": 0.2}
     assert record["spec"]["attack"]["params"] == {"batch": 32, "lr": 0.01}
     assert record["paid"]["argmax_changed"] == 0.0
-    assert record["paid"]["l1"]["mean"] > 0.1
+    assert record["paid"]["l1"]["mean"] > 0.05
     # A reader of scores needs no plugin.
     assert [found.run_id for found in Store(tmp_path / "runs").records()] == [record["run_id"]]
 
@@ -180,7 +180,8 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         folder,
         "msbench_crashing",
         "raise RuntimeError('no license key')",
-        "[msbench.defenses]\ncrashing = msbench_crashing:Defense\n[msbench.attacks]\ncrashing = msbench_crashing:Attack\n",
+        "[msbench.defenses]\ncrashing = msbench_crashing:Defense\n"
+        "[msbench.attacks]\ncrashing = msbench_crashing:Attack\n",
     )
     pretend_installed(
         folder,
@@ -206,11 +207,13 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 BROKEN_DEFENSES = {
     "crashing": "defense 'crashing' cannot be imported: RuntimeError: no license key",
     "stranger": "defense 'stranger' does not derive from msbench.Defense",
-    "absent": "defense 'absent' cannot be imported: AttributeError: module 'msbench_pretending' has no attribute 'Nobody'",
+    "absent": "defense 'absent' cannot be imported: AttributeError: "
+    "module 'msbench_pretending' has no attribute 'Nobody'",
 }
 
 
 @pytest.mark.usefixtures("broken")
+@pytest.mark.filterwarnings("always")
 def test_a_broken_plugin_is_a_line_of_warning_and_the_others_are_listed(call: Call) -> None:
     done = call("list", "defenses", "--json")
     assert done.exit_code == 0, done.stderr
@@ -247,6 +250,7 @@ def test_a_component_of_another_kind_is_named(name: str, words: str) -> None:
 
 
 @pytest.mark.usefixtures("broken")
+@pytest.mark.filterwarnings("always")
 def test_two_packages_that_offer_one_name_are_a_warning(tmp_path: Path, call: Call) -> None:
     pretend_installed(tmp_path / "broken", "msbench_rival", "", "[msbench.recoveries]\nargmax = msbench_rival:Other\n")
     components._entry_points.cache_clear()

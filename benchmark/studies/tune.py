@@ -37,22 +37,22 @@ HELD_OUT_SHARE = 0.05
 Space = Mapping[str, Sequence[Any]]
 
 LEARNER: Space = {
-    "optimizer, rate": (("sgd", 0.03), ("sgd", 0.1), ("sgd", 0.3), ("adam", 3e-4), ("adam", 1e-3), ("adam", 3e-3)),
-    "schedule": ("multistep", "cosine", "constant"),
-    "clone": ("lenet5", "lenet5:norm=batch", "lenet5:hidden=128", "lenet5:norm=batch,hidden=128"),
+    "batch": (64, 128),
+    "optimizer, rate": (("sgd", 0.1), ("sgd", 0.3), ("adam", 1e-3), ("adam", 3e-3)),
+    "schedule": ("cosine", "constant"),
+    "clone": ("lenet5:hidden=128", "lenet5:norm=batch,hidden=128"),
 }
 GENERATOR: Space = {
-    "batch": (64, 128),
-    "lr_generator": (1e-4, 3e-4, 1e-3),
+    "lr_generator": (3e-4, 1e-3),
     "width": (32, 64),
     "latent": (64, 256),
     "floor": (1e-7, 1e-4),
 }
 SPACES: Mapping[str, Space] = {
     "dualstudent": {**LEARNER, **GENERATOR},
-    "dfme": {**LEARNER, **GENERATOR, "epsilon": (1e-3, 1e-2)},
-    "random_noise": {**LEARNER, "batch": (64, 128), "images": ("uniform", "smooth"), "floor": (1e-7, 1e-4)},
-    "knockoff": {**LEARNER, "batch": (64, 128), "epochs": (10, 20)},
+    "dfme": {**LEARNER, **GENERATOR},
+    "random_noise": {**LEARNER, "images": ("uniform", "smooth"), "floor": (1e-7, 1e-4)},
+    "knockoff": {**LEARNER, "epochs": (10, 20)},
 }
 """What is searched, for small gray targets. Learner and clone are the same for all attacks."""
 

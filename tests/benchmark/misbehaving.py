@@ -63,6 +63,16 @@ class Idle(Untrained):
 
 
 @dataclass(kw_only=True)
+class Tampers(Untrained):
+    """Reaches through its victim and sets the count back."""
+
+    def step(self) -> StepReport:
+        super().step()
+        self.victim.victim.load_state_dict({"spent": 0})  # type: ignore[attr-defined]
+        return StepReport(done=False)
+
+
+@dataclass(kw_only=True)
 class Particular(Untrained):
     """Finds out in its first step that it cannot be used like this."""
 

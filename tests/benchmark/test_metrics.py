@@ -162,7 +162,8 @@ def test_milestones_of_a_round_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "marks"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (7, [1, 2, 4, 7]), (100, [1, 2, 4, 7, 13, 25, 50, 100])]
+    ("budget", "marks"),
+    [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (7, [1, 2, 4, 7]), (100, [1, 2, 4, 7, 13, 25, 50, 100])],
 )
 def test_milestones_of_tiny_budgets(budget: int, marks: list[int]) -> None:
     assert metrics.milestones(budget) == marks

@@ -177,6 +177,6 @@ def test_a_state_that_does_not_fit_the_code_is_an_error_with_the_way_out(
     state = torch.load(path, weights_only=True)
     state["attack"]["student"].popitem()
     torch.save(state, path)
-    with pytest.raises(StoreError, match="does not fit this code .*start over with --force"):
+    with pytest.raises(StoreError, match=r"does not fit this code .*start over with --force"):
         steal(NOISE)
     assert steal(NOISE, force=True).status == "done"

@@ -216,7 +216,7 @@ def test_a_store_that_cannot_be_written_is_refused_before_any_training(
     monkeypatch.setenv("MSBENCH_HOME", str(tmp_path / "untrained"))
     (tmp_path / "file").write_text("not a folder")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(StoreError, match="cannot write to .*file"):
+        with pytest.raises(StoreError, match=r"cannot write to .*file"):
             steal(NOISE, store=Store(root), listener=ear)
     assert not (tmp_path / "untrained").exists()
     assert ear.phases == []
@@ -281,6 +281,7 @@ def test_a_defense_that_releases_no_probabilities_fails_the_run_by_name(
     [
         ("Greedy", "BudgetExceeded", "asked for 641 queries with 640 of 640 left"),
         ("Idle", "ContractViolation", "ended without a single query"),
+        ("Tampers", "ContractViolation", "was answered 40 images but charged 0"),
     ],
 )
 def test_an_attack_that_breaks_the_rules_fails(steal: Steal, attack: str, kind: str, words: str) -> None:

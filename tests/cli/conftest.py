@@ -1,6 +1,6 @@
 """A command line to call, a store and a cache of its own, and a runner that makes up its records."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ class FakeRunner:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRunner]:
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRunner:
     """Replaces the runner."""
     runner = FakeRunner()
     monkeypatch.setattr("msbench.benchmark.runner.run", runner)

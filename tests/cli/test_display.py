@@ -59,6 +59,7 @@ def test_no_progress_means_plain_lines_on_a_terminal(monkeypatch):
 
 @pytest.mark.parametrize(("value", "text"), [(None, "-"), ("", "-"), ((), "-"), (0.98765, "0.9877"), ((1, 8), "1, 8")])
 def test_table_cells(value, text):
-    console = Console(file=io.StringIO(), width=80)
+    written = io.StringIO()
+    console = Console(file=written, width=80)
     console.print(display.table(["x"], [[value]]))
-    assert console.file.getvalue().splitlines()[1].strip() == text
+    assert written.getvalue().splitlines()[1].strip() == text

@@ -64,7 +64,7 @@ def test_reverse_sigmoid_differs_at_the_edges_only_by_the_bounds(art: Any) -> No
 
 
 def test_labels_agree_one_at_a_time(art: Any, answers: Draw) -> None:
-    for row in answers(20).split(1):  # type: ignore[no-untyped-call]
+    for row in torch.split(answers(20), 1):
         assert torch.equal(apply(art.ClassLabels(), row), LabelOnly().release(row, NO_IMAGES))
 
 

@@ -1,0 +1,106 @@
+"""What the harness, each defense and the flagship attack cost, as multiples of a plain forward pass of the target.
+
+The target is an untrained LeNet-5 on 1x28x28 images: a small one, so that these ratios are about the largest that
+a user can meet. Run with ``pytest tests/performance --benchmark-only``. Nothing here fails for being slow.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from msbench.attacks.base import AttackContext
+from msbench.attacks.dualstudent import DualStudent
+from msbench.benchmark.traffic import Traffic
+from msbench.components import names
+from msbench.defenses.base import DefenseContext, load_defense
+from msbench.defenses.deployment import Deployment
+from msbench.targets.architectures import build_network
+from msbench.targets.blackbox import BlackBox
+from msbench.targets.target import Target
+from torch import Tensor
+
+SHAPE = (1, 28, 28)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+Compare = Callable[..., None]
+
+
+def deployment(defense: str, classes: int) -> Deployment:
+    """An untrained target behind a prepared defense."""
+    network = partial(build_network, "lenet5", num_classes=classes, image_shape=SHAPE)
+    target = Target(network(seed=0), mean=(0.5,), std=(0.25,), num_classes=classes, image_shape=SHAPE)
+    loaded = load_defense(defense)
+    loaded.prepare(
+        DefenseContext(
+            num_classes=classes,
+            image_shape=SHAPE,
+            device=DEVICE,
+            seed=0,
+            new_surrogate=lambda seed: network(seed=seed).to(DEVICE).eval(),
+        )
+    )
+    return Deployment(target.to(DEVICE).eval().requires_grad_(False), loaded)
+
+
+def images(count: int) -> Tensor:
+    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+
+def black_box(deployed: Deployment, classes: int) -> BlackBox:
+    """As the runner builds it, with a budget that no measurement spends."""
+    answer = Traffic(deployed).answer
+    return BlackBox(answer, budget=10**9, num_classes=classes, image_shape=SHAPE)
+
+
+@torch.no_grad()
+def forward(target: Target, batch: Tensor) -> Tensor:
+    return target(batch).softmax(dim=1)
+
+
+def test_black_box(compare: Compare) -> None:
+    deployed, batch = deployment("none", 10), images(256)
+    box = black_box(deployed, 10)
+    compare(
+        lambda: box.query(batch),
+        lambda: forward(deployed.target, batch),
+        what="black box, undefended",
+        images=256,
+        classes=10,
+    )
+
+
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+@pytest.mark.parametrize("count", [1, 256])
+@pytest.mark.parametrize("name", names("defense"))
+def test_defense(compare: Compare, name: str, count: int, classes: int) -> None:
+    deployed, batch = deployment(name, classes), images(count)
+    compare(
+        lambda: deployed.answer(batch),
+        lambda: forward(deployed.target, batch),
+        what=f"defense {name}",
+        images=count,
+        classes=classes,
+    )
+
+
+def test_dual_student_iteration(compare: Compare) -> None:
+    deployed, batch = deployment("none", 10), images(256)
+    attack = DualStudent()
+    attack.setup(
+        black_box(deployed, 10),
+        AttackContext(
+            device=DEVICE,
+            seed=0,
+            precision=torch.float32,
+            build_clone=lambda seed: build_network("lenet5", num_classes=10, image_shape=SHAPE, seed=seed),
+        ),
+    )
+    queries = attack.batch * attack.student_steps
+    compare(
+        attack.step,
+        lambda: forward(deployed.target, batch),
+        what="Dual Student, one iteration (ratio to 256 images)",
+        images=queries,
+        classes=10,
+    )
