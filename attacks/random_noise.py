@@ -71,10 +71,15 @@ class RandomNoise(Attack):
         return copy.deepcopy(self.student).eval()
 
     def _draw(self, count: int) -> Tensor:
-        channels, height, width = self.victim.image_shape
-        size = (height, width) if self.images == "uniform" else (self.grid, self.grid)
-        noise = torch.rand(count, channels, *size, generator=self.noise, device=self.context.device)
-        if self.images == "uniform":
-            return noise
-        smooth = F.interpolate(noise, (height, width), mode="bilinear", align_corners=False)
-        return (3 * (smooth - 0.5) + 0.5).clamp(0, 1)
+        shape = self.victim.image_shape
+        if self.images == "smooth":
+            return smooth_noise(count, shape, self.grid, self.noise)
+        return torch.rand(count, *shape, generator=self.noise, device=self.noise.device)
+
+
+def smooth_noise(count: int, shape: tuple[int, int, int], grid: int, generator: torch.Generator) -> Tensor:
+    """Images (N, C, H, W) in [0, 1]: coarse uniform grids, enlarged bilinearly, their contrast tripled."""
+    channels, height, width = shape
+    coarse = torch.rand(count, channels, grid, grid, generator=generator, device=generator.device)
+    smooth = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    return (3 * (smooth - 0.5) + 0.5).clamp(0, 1)
