@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..defenses.deployment import Deployment
-from ..leaderboard.record import CurvePoint, Diagnostics, Paid, Stolen, Transfer
+from ..leaderboard.record import CurvePoint, Diagnostics, Paid, Shifted, Stolen, Transfer
 from ..targets.datasets.base import Dataset, Images, TensorImages
 from . import metrics
+from .reliability import shifted, without_trace
 from .traffic import Traffic
 from .transfer import transfer_success
 
@@ -102,6 +103,7 @@ class Evaluator:
             nll=metrics.negative_log_likelihood(released, self.labels),
             ece=metrics.calibration_error(released, self.labels),
             auroc=self._auroc(released),
+            shifted=self._shifted(),
             state_bytes=_size(self.deployment.defense.state_dict()),
         )
 
@@ -148,6 +150,19 @@ class Evaluator:
         if verdict is None:
             return Released(probs, top, None)
         return Released(probs, top.masked_fill(verdict.refused, REFUSED), verdict.flagged)
+
+    def _shifted(self) -> Shifted:
+        copy = shifted(self.test)
+        with without_trace(self.deployment.defense):
+            seen = self._released(copy)
+        clean = metrics.predict(self.deployment.target, copy)
+        return Shifted(
+            images=len(copy),
+            undefended=metrics.share(clean.argmax(dim=1) == copy.labels),
+            defended=metrics.share(seen.top == copy.labels),
+            argmax_changed=1 - metrics.share(seen.top == clean.argmax(dim=1)),
+            l1=metrics.distance(seen.probs, clean).mean,
+        )
 
     def _transfer(self, clone: nn.Module, seed: int) -> Transfer:
         right = (self.clean.argmax(dim=1) == self.labels).nonzero().flatten()[:TRANSFER_IMAGES]

@@ -1,12 +1,13 @@
 """The measurements of the protocol, as pure functions of predictions."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..leaderboard.record import CurvePoint, Distance
+from ..leaderboard.curve import area_under_curve as area_under_curve  # measured here, and checked without torch
+from ..leaderboard.curve import queries_to as queries_to
+from ..leaderboard.record import Distance
 from ..targets.datasets.base import Images
 
 ECE_BINS = 15
@@ -77,21 +78,6 @@ def nearest_distance(queries: Tensor, data: Tensor) -> float:
     nearest = b[torch.cdist(a, b).argmin(dim=1)]
     # Measured again: cdist's matrix products leave a copy of a data image at a distance of rounding errors.
     return float((a - nearest).norm(dim=1).mean()) / math.sqrt(a.shape[1])
-
-
-def queries_to(curve: Sequence[CurvePoint], accuracy: float) -> int | None:
-    """Queries at the first milestone with at least that clone accuracy."""
-    return next((point.queries for point in curve if point.clone_accuracy >= accuracy), None)
-
-
-def area_under_curve(curve: Sequence[CurvePoint]) -> float:
-    """Mean clone accuracy over log-queries, by trapezoids; a single milestone counts as it is."""
-    if len(curve) == 1:
-        return curve[0].clone_accuracy
-    logs = [math.log(point.queries) for point in curve]
-    heights = [point.clone_accuracy for point in curve]
-    area = sum((logs[i + 1] - logs[i]) * (heights[i] + heights[i + 1]) / 2 for i in range(len(curve) - 1))
-    return area / (logs[-1] - logs[0])
 
 
 def milestones(budget: int, count: int = 10) -> list[int]:

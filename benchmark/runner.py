@@ -15,8 +15,8 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -54,12 +54,13 @@ from .images import auxiliary, open_shaped, unrelated
 from .listener import Listener
 from .metrics import milestones
 from .numerics import Compilation, compiles, numerics
+from .reliability import Reliability
 from .spec import Plan, RunSpec, resolve
 from .traffic import Traffic
 
 SAVE_SECONDS = 20.0
 """State is saved at least this often, in seconds of attack, unless ``MSBENCH_SAVE_SECONDS`` says otherwise."""
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 
 
 def run(
@@ -89,18 +90,98 @@ def run(
 
     Any other failure becomes a record with status ``failed``.
     """
-    listener = listener or Listener()
-    plan = resolve(spec)
-    finished = store.get(plan.info)
-    if finished is not None and finished.status == "done" and not force:
-        listener.phase(f"run {plan.run_id} is done already")
-        return finished
-    store.check_writable()
-    session = Session(
-        plan, store, choose_device(device), listener, stop or threading.Event(), force=force, compilation=compilation
+    (outcome,) = run_in_turns(
+        [spec],
+        store=store,
+        data_dir=data_dir,
+        download=download,
+        device=device,
+        compilation=compilation,
+        force=force,
+        listener=listener,
+        stop=stop,
     )
-    with _own_randomness(plan.info.seed), numerics("fp32", session.device):
-        return session.run(data_dir or default_data_dir(), download)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def run_in_turns(
+    specs: Sequence[RunSpec],
+    *,
+    store: Store,
+    data_dir: Path | None = None,
+    download: bool = True,
+    device: str = "auto",
+    compilation: Compilation = "auto",
+    force: bool = False,
+    listener: Listener | None = None,
+    stop: threading.Event | None = None,
+) -> list[Record | UsageError | Interrupted]:
+    """Run several cells in this process, a step of each in turn; see `run`.
+
+    Their records are those of runs one after the other, bit for bit on the CPU apart from times. Each has a stream of
+    its own on a GPU: since steps do not wait for the device, the small networks of several seeds share the card.
+    All of them have to fit into its memory, and each one's seconds include the others' turns.
+
+    Returns:
+        For each spec its record, or what `run` would have raised, in the order of the specs.
+    """
+    listener, stop, turns = listener or Listener(), stop or threading.Event(), []
+    for spec in specs:
+        plan = resolve(spec)
+        finished = store.get(plan.info)
+        if finished is not None and finished.status == "done" and not force:
+            listener.phase(f"run {plan.run_id} is done already")
+            turns.append(Turns(_ended(finished), plan.info.seed, choose_device("cpu")))
+            continue
+        store.check_writable()
+        session = Session(plan, store, choose_device(device), listener, stop, force=force, compilation=compilation)
+        steps = session.steps(data_dir or default_data_dir(), download)
+        turns.append(Turns(steps, plan.info.seed, session.device))
+    while any([turn.take() for turn in turns]):  # a list: each of them takes its turn
+        pass
+    return [turn.outcome for turn in turns if turn.outcome is not None]
+
+
+Steps = Generator[None, None, Record]
+"""A run that can be left after each step of its attack, and comes to its record in the end."""
+
+
+class Turns:
+    """A run that may share this process with others: what is global is its own while it has its turn."""
+
+    def __init__(self, steps: Steps, seed: int, device: torch.device) -> None:
+        self.steps = steps
+        self.device = device
+        self.outcome: Record | UsageError | Interrupted | None = None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(self.devices):
+            torch.manual_seed(seed)
+            self.random = _random_state(device)
+
+    def take(self) -> bool:
+        """Go one step on; whether there is more to do."""
+        if self.outcome is not None:
+            return False
+        queue = torch.cuda.stream(self.stream) if self.stream else nullcontext()
+        with torch.random.fork_rng(self.devices), numerics("fp32", self.device), queue:
+            _restore_random_state(self.random, self.device)
+            try:
+                next(self.steps)
+            except StopIteration as end:
+                self.outcome = end.value
+            except (UsageError, Interrupted) as error:
+                self.outcome = error
+            self.random = _random_state(self.device)
+        return self.outcome is None
+
+
+def _ended(record: Record) -> Steps:
+    """A run that is done already."""
+    yield from ()
+    return record
 
 
 @dataclass
@@ -141,12 +222,12 @@ class Session:
         self.loaded: Loaded | None = None
         self.box: BlackBox | None = None
 
-    def run(self, data_dir: Path, download: bool) -> Record:
-        """See `run`."""
+    def steps(self, data_dir: Path, download: bool) -> Steps:
+        """The run, see `run`, step by step of its attack."""
         try:
             with self._clock("setup"):
                 self._prepare(data_dir, download)
-            self._attack()
+            yield from self._attack()
             record = self._measure()
         except UsageError:
             raise
@@ -201,6 +282,7 @@ class Session:
             dataset.load("test", data_dir=data_dir, download=download, device=self.device),
             unrelated(dataset.pool, open_images),
         )
+        self.reliability = Reliability(self.deployment, self.evaluator.test)
         self.traffic = Traffic(self.deployment)
         self.box = BlackBox(
             self.traffic.answer,
@@ -241,10 +323,11 @@ class Session:
         self._load_state()
         if self.tally.before is None:
             self.tally.before = self.evaluator.defended_accuracy()
+            self.reliability.look()
 
     # ------------------------------------------------------------------------------------------ attack
 
-    def _attack(self) -> None:
+    def _attack(self) -> Iterator[None]:
         box = self._box()
         self.listener.phase(f"{self.plan.attack} against {self.plan.defense}")
         due = [mark for mark in milestones(box.budget) if mark > box.spent]
@@ -271,6 +354,7 @@ class Session:
                 saved = self._save_state()
             if stopping and not self.tally.stop_reason:
                 raise Interrupted(f"run {self.plan.run_id} stopped at {box.spent} queries; state saved")
+            yield
 
     def _milestone(self) -> None:
         queries = self._box().spent
@@ -281,6 +365,7 @@ class Session:
             clone = self.plan.attack.clone()  # which some attacks train only now
         with self._clock("evaluation"):
             point = self.evaluator.milestone(clone, queries)
+            self.reliability.look()
         self.tally.curve.append(point.model_dump())
         self.listener.milestone(point)
 
@@ -313,10 +398,13 @@ class Session:
             clone = self.plan.attack.clone()
         with self._clock("evaluation"):
             own = self.plan.attack.diagnostics()
+            stolen = self.evaluator.stolen(clone, curve, self.plan.info.seed)
+            paid = self.evaluator.paid(self.traffic, self.tally.before or 0.0)
             sections = {
-                "stolen": self.evaluator.stolen(clone, curve, self.plan.info.seed),
-                "paid": self.evaluator.paid(self.traffic, self.tally.before or 0.0),
+                "stolen": stolen,
+                "paid": paid,
                 "diagnostics": self.evaluator.diagnostics(self.traffic, own),
+                "flags": self.reliability.flags(self.traffic.sample, paid, self.evaluator.accuracy),
             }
             latency = self.evaluator.latency_ratio()
         self._settle()
@@ -334,7 +422,6 @@ class Session:
                 limit=info.budget, spent=self.box.spent if self.box else 0, stop=tally.stop_reason or status
             ),
             curve=[CurvePoint(**point) for point in tally.curve],
-            flags=self._flags(sections),
             timing=Timing(
                 created_utc=tally.created,
                 wall=round(sum(tally.seconds.values()), 3),
@@ -345,7 +432,7 @@ class Session:
                 peak_memory=peak_memory(self.device),
             ),
             env=environment(self.device, compiled=self.compiled),
-            **({"stolen": None, "paid": None, "diagnostics": None, "error": None} | sections),
+            **({"stolen": None, "paid": None, "diagnostics": None, "flags": [], "error": None} | sections),
         )
 
     def _target_info(self) -> TargetInfo | None:
@@ -358,18 +445,6 @@ class Session:
             image_shape=self.loaded.target.image_shape,
         )
 
-    def _flags(self, sections: dict[str, Any]) -> list[str]:
-        paid = sections.get("paid")
-        if paid is None:
-            return []
-        flags = []
-        if self.plan.defense.traits.argmax_preserving and paid.argmax_changed > 0:
-            flags.append(f"declares to preserve the top class, but changed {paid.argmax_changed:.2%} of them")
-        drift = paid.defended_accuracy - paid.defended_accuracy_before
-        if abs(drift) > 0.01:
-            flags.append(f"defended accuracy moved by {drift:+.2%} during the attack")
-        return flags
-
     # ------------------------------------------------------------------------------------------- state
 
     def _parts(self) -> dict[str, Any]:
@@ -378,6 +453,7 @@ class Session:
             "defense": self.plan.defense,
             "recovery": self.plan.recovery,
             "box": self._box(),
+            "reliability": self.reliability,
             "traffic": self.traffic,
         }
 
@@ -459,14 +535,6 @@ def _save_seconds() -> float:
     if not seconds >= 0:  # written so that NaN fails
         raise UsageError(f"MSBENCH_SAVE_SECONDS={text!r} is not usable: give seconds, 0 to save after every step")
     return seconds
-
-
-@contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
-    """Give the run a global random state of its own, for components that draw from it, and put the old one back."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:

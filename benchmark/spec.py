@@ -9,7 +9,7 @@ import copy
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -55,20 +55,26 @@ class RunSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A run with everything decided: the components, and the spec that goes into the record."""
+class Cell:
+    """A run with everything decided: what was asked for, and the spec that goes into the record."""
 
     request: RunSpec
+    info: SpecInfo
+
+    @cached_property
+    def run_id(self) -> str:
+        """The run's identity."""
+        return run_id(self.info)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Cell):
+    """A run that could begin: its components as well."""
+
     defense: "Defense"
     attack: "Attack"
     recovery: "Recovery"
     pool: "Dataset | None"
-    info: SpecInfo
-
-    @property
-    def run_id(self) -> str:
-        """The run's identity."""
-        return run_id(self.info)
 
 
 @cache

@@ -1,10 +1,10 @@
 """What is noted of the attack's queries on their way through the deployed path.
 
-Sums and histograms only, on the device: nothing grows with the budget.
+Sums, histograms and a sample, on the device: nothing grows with the budget.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,21 @@ BINS = 2000
 """Resolution of the 95th percentile of L1 distances: a thousandth."""
 KEPT = 256
 """The last queried images that are kept for measuring their distance from the data."""
+SAMPLED = 128
+"""At most so many queries, and at least half as many, are kept with their answers."""
 ACCOUNT = "customer"
 """The account that the attack asks under, a name like any other; honest users come under none, as newcomers."""
+
+
+class Sample(NamedTuple):
+    """Some of the attack's queries, at equal distances over all of them, and what they were answered."""
+
+    images: Tensor
+    """(N, C, H, W)."""
+    clean: Tensor
+    """The undefended target's answers (N, K)."""
+    released: Tensor
+    """The defense's (N, K)."""
 
 
 class Traffic:
@@ -35,6 +48,8 @@ class Traffic:
         self.l1_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.l1_max = torch.zeros((), device=device)
         self.last = torch.zeros(0, *target.image_shape, device=device)
+        self.stride = 1
+        self.kept = [self.last, *(torch.zeros(0, target.num_classes, device=device) for _ in range(2))]
         self.judged = False
         self.flagged = torch.zeros((), dtype=torch.long, device=device)
         self.refused = torch.zeros((), dtype=torch.long, device=device)
@@ -44,6 +59,7 @@ class Traffic:
         """Released probabilities (N, K) for the attack."""
         clean, released = self.deployment.answer(images, ACCOUNT)
         self._note(self.deployment.verdict())
+        self._keep(images, clean, released)
         self.asked += len(images)
         distance = (released - clean).abs().sum(dim=1)
         _count(self.labels, clean.argmax(dim=1))
@@ -52,6 +68,17 @@ class Traffic:
         self.l1_max = torch.maximum(self.l1_max, distance.max())
         self.last = torch.cat([self.last, images[-KEPT:]])[-KEPT:]
         return released
+
+    def _keep(self, *batch: Tensor) -> None:
+        """Every ``stride``-th query is sampled; where that makes too many, every second stays from then on."""
+        first = -self.asked % self.stride
+        if first >= len(batch[0]):
+            return
+        picked = (rows[first :: self.stride].float() for rows in batch)
+        self.kept = [torch.cat(pair) for pair in zip(self.kept, picked, strict=True)]
+        while len(self.kept[0]) > SAMPLED:
+            self.kept = [rows[::2].clone() for rows in self.kept]
+            self.stride *= 2
 
     def _note(self, verdict: Verdict | None) -> None:
         """Count what the defense flagged and refused of the batch that follows on those asked so far."""
@@ -63,6 +90,11 @@ class Traffic:
         place = self.asked + 1 + verdict.flagged.long().argmax()
         is_first = verdict.flagged.any() & (self.first_flagged == 0)
         self.first_flagged = torch.where(is_first, place, self.first_flagged)
+
+    @property
+    def sample(self) -> Sample:
+        """Some of the queries so far, and what they were answered."""
+        return Sample(*self.kept)
 
     def detection(self) -> Detection | None:
         """What the defense made of the queries; None if it detects nothing."""

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..errors import StoreError
+from .contradictions import contradictions
 from .record import Record
 from .store import dumps, load, relative_path
 
@@ -13,19 +14,36 @@ def check_files(paths: Iterable[Path], protocol: str) -> Iterator[tuple[Path, st
     """Every problem of the files, each with its file and in one line; nothing for a clean set.
 
     A file that is no valid record has one problem. Others are checked for their place, their text, their
-    protocol, numbers that contradict each other, and a second file of the same run.
+    protocol, numbers that contradict each other or another record's, and a second file of the same run.
     """
-    seen: dict[str, Path] = {}
+    read: dict[Path, Record] = {}
     for path in paths:
         try:
-            record = load(path)
+            read[path] = load(path)
         except StoreError as error:
             yield path, str(error).removeprefix(f"{path}: ")
-            continue
+    yield from check_records(read, protocol)
+
+
+def check_records(records: dict[Path, Record], protocol: str) -> Iterator[tuple[Path, str]]:
+    """The same for records that are read already."""
+    runs: dict[str, Path] = {}
+    targets: dict[str, tuple[float, Path]] = {}
+    clones: dict[tuple[object, ...], Path] = {}
+    for path, record in records.items():
         yield from ((path, problem) for problem in problems(record, path, protocol))
-        first = seen.setdefault(record.run_id, path)
+        first = runs.setdefault(record.run_id, path)
         if first is not path:
             yield path, f"run {record.run_id} is already in {first}"
+            continue
+        if record.target is not None:
+            accuracy, earlier = targets.setdefault(record.target.digest, (record.target.accuracy, path))
+            if accuracy != record.target.accuracy:
+                yield path, f"target: the same weights have another accuracy in {earlier}"
+        if record.status == "done":
+            twin = clones.setdefault(_clone_of(record), path)
+            if records[twin].spec.seed != record.spec.seed:
+                yield path, f"stolen: the clone of another seed, in {twin}, cannot be the same to the last digit"
 
 
 def problems(record: Record, path: Path, protocol: str) -> Iterator[str]:
@@ -37,23 +55,17 @@ def problems(record: Record, path: Path, protocol: str) -> Iterator[str]:
         yield "is not in canonical form (sorted keys, two spaces, one newline at the end)"
     if record.protocol != protocol:
         yield f"protocol {record.protocol} is not {protocol}"
-    yield from _contradictions(record)
-
-
-def _contradictions(record: Record) -> Iterator[str]:
-    asked = [point.queries for point in record.curve]
-    if asked != sorted(set(asked)):
-        yield "curve: queries do not increase"
-    if asked and asked[-1] > record.budget.spent:
-        yield f"curve: {asked[-1]} queries, but only {record.budget.spent} were spent"
-    at_end = [point for point in record.curve if point.queries == record.budget.spent]
-    if record.stolen and any(point.clone_accuracy != record.stolen.clone_accuracy for point in at_end):
-        yield "curve: its end is not stolen.clone_accuracy"
-    classes = record.target.num_classes if record.target else 0
-    if record.diagnostics and len(record.diagnostics.label_histogram) != classes:
-        yield f"diagnostics: label_histogram does not have the target's {classes} classes"
+    yield from contradictions(record)
     if not _is_utc(record.timing.created_utc):
         yield f"timing: created_utc {record.timing.created_utc!r} is no UTC time (2026-01-02T03:04:05+00:00)"
+
+
+def _clone_of(record: Record) -> tuple[object, ...]:
+    """Two runs that differ in the attack's seed train two clones, which differ in the digits of their distances."""
+    same = record.spec.model_dump_json(exclude={"seed", "defense_seed"})
+    if record.stolen is None or record.stolen.kl == 0:
+        return same, record.run_id
+    return same, record.stolen.kl, record.stolen.l1
 
 
 def _is_utc(text: str) -> bool:

@@ -2,7 +2,8 @@
 
 Numbers are numbers, never formatted text; a value that does not exist is null, never a guess. Unknown keys
 are refused, so that a typo cannot hide. Hostname and user are never written. A change of this schema raises
-``schema_version`` and changes ``schema.json`` and the golden files in the tests.
+``schema_version`` and changes ``schema.json`` and the golden files in the tests; a record of an earlier version is
+still read, and written as that version had it.
 """
 
 import hashlib
@@ -10,14 +11,26 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[FiniteFloat, Field(ge=0)]
 Nonnegative = Annotated[FiniteFloat, Field(ge=0)]
+
+_SINCE = {3: {"paid": ("flagged", "refused"), "diagnostics": ("detection",)}, 4: {"paid": ("shifted",)}}
+"""Which keys of which sections came with which version."""
 
 
 def _finite(value: Any) -> Any:
@@ -127,6 +140,25 @@ class Distance(_Section):
     max: Annotated[FiniteFloat, Field(ge=0, le=2.0001)]
 
 
+class Shifted(_Section):
+    """What honest users pay for images a little off the data: a shifted copy of the test set.
+
+    Every image is moved, changed in contrast and made noisy, always in the same way, and clipped to [0, 1]. No
+    defense has seen it.
+    """
+
+    images: Annotated[int, Field(ge=1)]
+    """The first so many of the test set."""
+    undefended: Share
+    """Accuracy of the undefended target."""
+    defended: Share
+    """Accuracy of what is released after the attack's traffic; a refused image counts as wrong."""
+    argmax_changed: Share
+    """Images whose released top class is not the target's; a refused one has none."""
+    l1: Annotated[FiniteFloat, Field(ge=0, le=2.0001)]
+    """Mean L1 distance of released from clean answers."""
+
+
 class Paid(_Section):
     """What the defense cost an honest user, through the same deployed path."""
 
@@ -150,6 +182,8 @@ class Paid(_Section):
     """Expected calibration error, 15 equal bins."""
     auroc: Share | None
     """How well the released top probability tells test images from the data set's declared unrelated pool."""
+    shifted: Shifted | None = None
+    """The same on a shifted copy of the test set; null in records before version 4."""
     state_bytes: Count
     """Size of the defense's state after the run."""
 
@@ -232,8 +266,9 @@ class ErrorInfo(_Section):
 class Record(_Section):
     """One run."""
 
-    schema_version: Literal[2, 3] = 3
-    """Version 2 knew no detection: its records lack what a defense flagged and refused."""
+    schema_version: Literal[2, 3, 4] = 4
+    """Version 2 knew no detection: its records lack what a defense flagged and refused. Version 3 knew no shifted
+    copy of the test set, and flagged nothing but a top class or an accuracy that changed."""
     protocol: str
     run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
     status: Literal["done", "failed", "interrupted"]
@@ -266,11 +301,23 @@ class Record(_Section):
             raise ValueError(f"run_id {self.run_id} is not the hash of the spec, {run_id(self.spec)}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _as_its_version_had_it(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the keys that came later, so that reading and writing an old record changes nothing."""
+        data: dict[str, Any] = serialize(self)
+        later = [added for version, added in _SINCE.items() if version > self.schema_version]
+        for section, keys in ((name, keys) for added in later for name, keys in added.items()):
+            for key in keys:
+                (data.get(section) or {}).pop(key, None)
+        return data
+
 
 def run_id(spec: SpecInfo) -> str:
     """The identity of a run: twelve hexadecimal digits of the SHA-256 of its canonical spec."""
-    canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return hashlib.sha256(_canonical(spec.model_dump(mode="json")).encode()).hexdigest()[:12]
+
+
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def schema_text() -> str:

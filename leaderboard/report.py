@@ -5,6 +5,7 @@ and CSV are that frame, one row a cell and numbers unrounded; the terminal and M
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def _row(cells: list[Any]) -> list[str]:
 def _cell_text(cell: Any) -> str:
     if cell.n == 0:
         return MISSING
-    text = _plus_minus(100 * cell.agreement, 100 * cell.agreement_interval, 1)
+    text = plus_minus(100 * cell.agreement, 100 * cell.agreement_interval, 1)
     return text if cell.n >= 3 else f"{text} (n={cell.n})"
 
 
@@ -101,11 +102,12 @@ def _worst_text(cells: list[Any]) -> str:
     for cell in cells:
         if cell.worst_case:
             bound = "" if cell.complete else "≥ "
-            return f"{bound}{_plus_minus(cell.stolen_share, cell.stolen_share_interval, 2)} {cell.attack}"
+            return f"{bound}{plus_minus(cell.stolen_share, cell.stolen_share_interval, 2)} {cell.attack}"
     return MISSING
 
 
-def _plus_minus(mean: float, half: float, digits: int) -> str:
+def plus_minus(mean: float, half: float, digits: int) -> str:
+    """A mean with half its interval, which a single run has not."""
     return f"{mean:.{digits}f}" + ("" if pd.isna(half) else f" ± {half:.{digits}f}")
 
 
@@ -126,12 +128,12 @@ def _remarks(cells: list[Any]) -> Iterator[str]:
 
 def to_rich(frame: pd.DataFrame) -> RenderableType:
     """The tables for a terminal."""
-    return Group(*(part for grid in grids(frame) for part in (_rich_table(grid), Text())))
+    return Group(*(part for grid in grids(frame) for part in (rich_table(grid), Text())))
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """The tables as Markdown, one section each."""
-    return "\n".join(map(_markdown_section, grids(frame)))
+    return "\n".join(map(markdown_section, grids(frame)))
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -145,7 +147,8 @@ def to_json(frame: pd.DataFrame) -> str:
     return json.dumps(known.to_dict("records"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _rich_table(grid: Grid) -> Table:
+def rich_table(grid: Grid) -> Table:
+    """A grid for a terminal."""
     table = Table(box=box.SIMPLE_HEAD, title=Text(grid.title, style="bold"), padding=(0, 1, 0, 0))
     table.title_justify = table.caption_justify = "left"
     table.caption = Text("\n".join(grid.notes), style="dim")
@@ -156,17 +159,20 @@ def _rich_table(grid: Grid) -> Table:
     return table
 
 
-def _markdown_section(grid: Grid) -> str:
-    lines = [grid.header, ["---", *["---:"] * (len(grid.header) - 1)]]
+def markdown_section(grid: Grid) -> str:
+    """A grid as a section of Markdown; names in it mean themselves, whatever is in them."""
+    lines = [list(map(escape_markdown, grid.header)), ["---", *["---:"] * (len(grid.header) - 1)]]
     for row, worst in zip(grid.rows, grid.worst, strict=True):
-        lines.append([f"**{text}**" if i == worst else text for i, text in enumerate(row)])
-    table = "\n".join("| " + " | ".join(map(_escape_pipe, line)) + " |" for line in lines)
-    notes = "\n".join(f"- {note}" for note in grid.notes)
-    return f"### {grid.title}\n\n{table}\n\n{notes}\n"
+        texts = map(escape_markdown, row)
+        lines.append([f"**{text}**" if i == worst else text for i, text in enumerate(texts)])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    notes = "\n".join(f"- {escape_markdown(note)}" for note in grid.notes)
+    return "\n\n".join(filter(None, (f"### {escape_markdown(grid.title)}", table, notes))) + "\n"
 
 
-def _escape_pipe(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
+def escape_markdown(text: str) -> str:
+    """Text that means itself to Markdown, also in a table."""
+    return re.sub(r"([\\|`*<>\[\]&~])", r"\\\1", " ".join(text.split()))
 
 
 # -------------------------------------------------------------------------------------------------- one run

@@ -31,7 +31,7 @@ METRICS = ("agreement", "clone_accuracy", "defended_accuracy", "l1", "stolen_sha
 """What is averaged over seeds. All but ``l1`` (0 to 2) are shares."""
 
 UPPER_BOUND = "peeks at clean answers: an upper bound, never ranked"
-OWN_DATA = "queries with the target's own training data: an upper bound, never ranked"
+OWN_DATA = "queries with the target's own training data: a reference, never ranked"
 CHANCE_FLOOR = "attacker owns images: with chance as the floor, the stolen share is too high"
 
 K = TypeVar("K", bound=Hashable)

@@ -125,7 +125,7 @@ class Store:
     def get(self, spec: SpecInfo) -> Record | None:
         """The record of a spec, or None if there is none that can be read. Nothing is searched for."""
         path = self.root / relative_path(spec)
-        return next(_readable([path]), None) if path.exists() else None
+        return readable(path) if path.exists() else None
 
     def find(self, run_id: str) -> Record | None:
         """The record of a run, or None. Walks the folder, but reads only files named after the run.
@@ -139,6 +139,11 @@ class Store:
     def records(self) -> Iterator[Record]:
         """Every record, one by one in the order of paths; an unreadable one is a warning, never the end."""
         return _readable(record_files(self.root))
+
+
+def readable(path: Path) -> Record | None:
+    """The record in a file, or None, with a warning, for one that cannot be read."""
+    return next(_readable([path]), None)
 
 
 def _precedence(record: Record) -> tuple[bool, str]:

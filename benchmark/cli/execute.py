@@ -35,6 +35,8 @@ class Manner:
     quiet: bool
     progress: bool
     verbose: bool
+    at_once: int = 1
+    """How many cells take turns in this process."""
 
 
 def run_all(plans: "list[Plan]", store: "Store", manner: Manner) -> int:
@@ -45,18 +47,17 @@ def run_all(plans: "list[Plan]", store: "Store", manner: Manner) -> int:
     """
     codes = []
     with stopping() as stop:
-        for number, plan in enumerate(plans, 1):
+        for first in range(0, len(plans), manner.at_once):
             if stop.is_set():
-                raise Interrupted(f"{len(plans) - number + 1} runs not started")
+                raise Interrupted(f"{len(plans) - first} runs not started")
+            group = plans[first : first + manner.at_once]
             if not manner.quiet:
-                _announce(plan, number, len(plans))
-            try:
-                codes.append(_run_one(plan, store, manner, stop))
-            except UsageError as error:
-                if len(plans) == 1:
-                    raise
-                click.echo(f"Error: {error}", err=True)
-                codes.append(2)
+                for number, plan in enumerate(group, first + 1):
+                    _announce(plan, number, len(plans))
+            outcomes = _run_group(group, store, manner, stop)
+            codes += [_code(outcome, store, manner, alone=len(plans) == 1) for outcome in outcomes]
+            if stopped := [outcome for outcome in outcomes if isinstance(outcome, Interrupted)]:
+                raise stopped[0]
     if len(plans) > 1 and not manner.quiet:
         click.echo(f"{codes.count(0)} of {len(codes)} runs done", err=True)
     return max(codes)
@@ -68,13 +69,16 @@ def _announce(plan: "Plan", number: int, total: int) -> None:
     click.echo(f"[{number}/{total}] {plan.run_id}  {cell['target']}  {settings}", err=True)
 
 
-def _run_one(plan: "Plan", store: "Store", manner: Manner, stop: threading.Event) -> int:
-    from ..runner import run as run_spec
+def _run_group(
+    group: "list[Plan]", store: "Store", manner: Manner, stop: threading.Event
+) -> "list[Record | UsageError | Interrupted]":
+    from ..runner import run_in_turns
     from .display import listening
 
-    with listening(plan.request.budget, quiet=manner.quiet, live=manner.progress) as listener:
-        record = run_spec(
-            plan.request,
+    quiet = manner.quiet or len(group) > 1  # the lines of several runs could not be told apart
+    with listening(group[0].request.budget, quiet=quiet, live=manner.progress) as listener:
+        return run_in_turns(
+            [plan.request for plan in group],
             store=store,
             data_dir=manner.data_dir,
             download=manner.download,
@@ -84,10 +88,21 @@ def _run_one(plan: "Plan", store: "Store", manner: Manner, stop: threading.Event
             listener=listener,
             stop=stop,
         )
-    _deliver(record, store.path_of(record), as_json=manner.as_json)
-    if record.status == "done":
+
+
+def _code(outcome: "Record | UsageError | Interrupted", store: "Store", manner: Manner, *, alone: bool) -> int:
+    """The exit code of one cell, whose record or error is shown. Raises the error of one that is alone."""
+    if isinstance(outcome, Interrupted):
+        return 130
+    if isinstance(outcome, UsageError):
+        if alone:
+            raise outcome
+        click.echo(f"Error: {outcome}", err=True)
+        return 2
+    _deliver(outcome, store.path_of(outcome), as_json=manner.as_json)
+    if outcome.status == "done":
         return 0
-    _explain(record, store.path_of(record), verbose=manner.verbose)
+    _explain(outcome, store.path_of(outcome), verbose=manner.verbose)
     return 1
 
 

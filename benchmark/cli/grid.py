@@ -11,7 +11,7 @@ from .values import expand, expand_target
 if TYPE_CHECKING:
     from ...attacks.base import Attack
     from ...leaderboard.store import Store
-    from ..spec import Plan, Precision, RunSpec
+    from ..spec import Cell, Plan, Precision, RunSpec
 
 State = Literal["cached", "unfinished", "pending"]
 
@@ -69,7 +69,7 @@ def resolve_all(axes: Axes) -> "list[Plan]":
     return list(plans.values())
 
 
-def state_of(plan: "Plan", store: "Store", *, force: bool) -> State:
+def state_of(plan: "Cell", store: "Store", *, force: bool) -> State:
     """Whether a run is done already, can be continued, or is still to do."""
     record = store.get(plan.info)
     if record is not None and record.status == "done" and not force:
@@ -77,7 +77,7 @@ def state_of(plan: "Plan", store: "Store", *, force: bool) -> State:
     return "unfinished" if store.state_path(plan.run_id, forced=force).exists() else "pending"
 
 
-def describe(plan: "Plan") -> dict[str, Any]:
+def describe(plan: "Cell") -> dict[str, Any]:
     """A cell in short, as specs that could be typed again."""
     request = plan.request
     return {

@@ -5,28 +5,49 @@ made, so that ``--help`` does not wait for them.
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fnmatch import fnmatchcase
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
-from ... import PROTOCOL
 from ...errors import UsageError
+from . import submission
+from .build import build
 from .options import store_option
 from .values import parse_budget
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import RenderableType
 
+    from ...leaderboard.board import Board
+    from ...leaderboard.board_report import Sheets
+    from ...leaderboard.figures import Format
     from ...leaderboard.record import Record
 
-INVALID = 4
-"""Exit code of ``check`` if any record is invalid."""
-
 FORMATS = ("table", "markdown", "csv", "json")
+TEXTS = ("markdown", "csv", "latex", "json")
+PICTURES = ("png", "svg")
+
+suite_option = click.option("--suite", metavar="NAME", help="The board of this suite.")
+drop_option = click.option(
+    "--drop", metavar="POINTS", type=float, help="Cap on the accuracy lost, in points: 0, 1, 2 or 5.  [1]"
+)
+l1_option = click.option(
+    "--l1", metavar="L1", type=float, help="Cap on the mean L1 distance: 0.1, 0.2, 0.5 or 1.  [0.5]"
+)
+defense_option = click.option(
+    "--defense", "defenses", metavar="SPEC", multiple=True, help="Put this defense on the board too.  [repeatable]"
+)
+folder_option = click.option(
+    "--board",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Take results and entries of the board in this folder, and not the records in the store.",
+)
 
 
 @click.group()
@@ -35,19 +56,89 @@ def leaderboard() -> None:
 
 
 @leaderboard.command()
+@suite_option
 @store_option
+@folder_option
+@defense_option
+@drop_option
+@l1_option
 @click.option("--target", metavar="PATTERN", help="Only these targets; * and ? stand for any characters.")
 @click.option("--budget", metavar="QUERIES", type=parse_budget, help="Only this budget: 60000, 60k, 2M.")
 @click.option("--protocol", metavar="VERSION", help="Only this version of the rules of measurement.")
 @click.option("--format", "style", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of stdout.")
 def show(
-    store: Path, target: str | None, budget: int | None, protocol: str | None, style: str, output: Path | None
+    suite: str | None,
+    store: Path,
+    folder: Path | None,
+    defenses: tuple[str, ...],
+    drop: float | None,
+    l1: float | None,
+    target: str | None,
+    budget: int | None,
+    protocol: str | None,
+    style: str,
+    output: Path | None,
 ) -> None:
     """Show each defense against each attack, and its worst case.
 
-    Each protocol, target and budget has a table of its own.
+    With --suite: the board, which ranks what the suite's own runs tell apart, at one tier of utility. Without: all
+    records in the store, in a table for each protocol, target and budget.
     """
+    if suite is not None:
+        if (target, budget, protocol) != (None, None, None):
+            raise UsageError("a suite has its own targets, budgets and protocol: leave --target, --budget, --protocol")
+        _emit_board(_sheets(_board(suite, store, folder, defenses), drop, l1), style, output)
+        return
+    if folder is not None or defenses or (drop, l1) != (None, None):
+        raise UsageError("--board, --defense, --drop and --l1 are of a board: name its suite with --suite")
+    scores = _all_scores(store, target, budget, protocol)
+    if scores.empty:
+        click.echo(f"no finished runs to show in {store}", err=True)
+    _emit(scores, style, output)
+
+
+@leaderboard.command()
+@click.option("--suite", metavar="NAME", required=True, help="The board of this suite.")
+@store_option
+@folder_option
+@defense_option
+@drop_option
+@l1_option
+@click.option("--format", "style", type=click.Choice([*TEXTS, *PICTURES]), default="markdown", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="A file; for figures a folder.  [texts: stdout]")
+def export(
+    suite: str,
+    store: Path,
+    folder: Path | None,
+    defenses: tuple[str, ...],
+    drop: float | None,
+    l1: float | None,
+    style: str,
+    output: Path | None,
+) -> None:
+    """Write a board as a text, or its figures.
+
+    The figures: accuracy against queries, security against utility, and a heat map of stolen shares, for each table.
+    """
+    if style in PICTURES and output is None:
+        raise UsageError("figures are files: name a folder for them with --output DIR")
+    laid = _sheets(_board(suite, store, folder, defenses), drop, l1)
+    if style in PICTURES and output is not None:
+        _write_figures(laid, style, output)
+    else:
+        _emit_board(laid, style, output)
+
+
+@leaderboard.command()
+def schema() -> None:
+    """Print the JSON Schema of a record."""
+    from ...leaderboard.record import schema_text
+
+    click.echo(schema_text(), nl=False)
+
+
+def _all_scores(store: Path, target: str | None, budget: int | None, protocol: str | None) -> "pd.DataFrame":
     from ...leaderboard.scoring import cells, frame
     from ...leaderboard.store import Store
 
@@ -59,42 +150,31 @@ def show(
         )
 
     _check_folder(store)
-    scores = frame(cells(filter(wanted, Store(store).records())))
-    if scores.empty:
-        click.echo(f"no finished runs to show in {store}", err=True)
-    _emit(scores, style, output)
+    return frame(cells(filter(wanted, Store(store).records())))
 
 
-@leaderboard.command()
-@click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(exists=True, path_type=Path))
-@store_option
-@click.option("--protocol", default=PROTOCOL, show_default=True, help="The version of the rules to insist on.")
-def check(paths: tuple[Path, ...], store: Path, protocol: str) -> None:
-    """Check the records in files and folders, or in the store.
+def _board(suite: str, store: Path, folder: Path | None, defenses: tuple[str, ...]) -> "Board":
+    from ...leaderboard.baseline import find_baseline
+    from ...leaderboard.board import make_board
+    from ...leaderboard.entries import defenses as entered
+    from ...leaderboard.entries import submissions
+    from ...leaderboard.store import Store
+    from ..suite import defense_entry, load
 
-    Schema, ranges, place, text, protocol, duplicates: a line on stdout for each problem, and exit code 4 if
-    there is any.
-    """
-    from ...leaderboard.check import check_files
-
-    if not paths:
-        _check_folder(store)
-    files = list(dict.fromkeys(_files(paths or (store,))))
-    bad = set()
-    for path, problem in check_files(files, protocol):
-        bad.add(path)
-        click.echo(f"{path}: {problem}")
-    click.echo(f"{len(files)} records checked, {len(bad)} invalid", err=True)
-    if bad:
-        click.get_current_context().exit(INVALID)
+    frozen = load(suite)
+    where = store if folder is None else folder / "results"
+    _check_folder(where)
+    entries = [] if folder is None else entered(frozen, submissions(folder / "entries"))
+    entries += map(defense_entry, defenses)
+    return make_board(frozen, Store(where).records(), find_baseline(frozen.name), entries)
 
 
-@leaderboard.command()
-def schema() -> None:
-    """Print the JSON Schema of a record."""
-    from ...leaderboard.record import schema_text
+def _sheets(board: "Board", drop: float | None, l1: float | None) -> "Sheets":
+    from ...leaderboard.board import SHOWN_FIRST
+    from ...leaderboard.board_report import sheets
 
-    click.echo(schema_text(), nl=False)
+    first_drop, first_l1 = SHOWN_FIRST
+    return sheets(board, first_drop if drop is None else drop / 100, first_l1 if l1 is None else l1)
 
 
 def _check_folder(store: Path) -> None:
@@ -102,48 +182,72 @@ def _check_folder(store: Path) -> None:
         raise UsageError(f"no folder {store}: msbench run makes one, or name another with --store")
 
 
-def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
-    from ...leaderboard.store import record_files
-
-    return chain.from_iterable(record_files(path) if path.is_dir() else [path] for path in paths)
-
-
 def _emit(scores: "pd.DataFrame", style: str, output: Path | None) -> None:
-    from ...files import write_atomically
     from ...leaderboard import report
 
-    plain: dict[str, Callable[[pd.DataFrame], str]] = {
+    texts: dict[str, Callable[[pd.DataFrame], str]] = {
         "markdown": report.to_markdown,
         "csv": report.to_csv,
         "json": report.to_json,
-        "table": _plain_table,
     }
-    if output is not None:
-        text = plain[style](scores).encode()
-        write_atomically(output, lambda file: file.write(text))
-    elif style == "table":
-        _print_table(scores)
+    if style == "table":
+        _emit_table(report.to_rich(scores), output)
     else:
-        click.echo(plain[style](scores), nl=False)
+        _emit_text(texts[style](scores), output)
 
 
-def _print_table(scores: "pd.DataFrame") -> None:
-    from ...leaderboard.report import to_rich
+def _emit_board(laid: "Sheets", style: str, output: Path | None) -> None:
+    from ...leaderboard import board_report
+
+    texts: dict[str, Callable[[Sheets], str]] = {
+        "markdown": board_report.to_markdown,
+        "csv": board_report.to_csv,
+        "latex": board_report.to_latex,
+        "json": board_report.to_json,
+    }
+    if style == "table":
+        _emit_table(board_report.to_rich(laid), output)
+    else:
+        _emit_text(texts[style](laid), output)
+
+
+def _emit_text(text: str, output: Path | None) -> None:
+    from ...files import write_atomically
+
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomically(output, lambda file: file.write(text.encode()))
+
+
+def _emit_table(table: "RenderableType", output: Path | None) -> None:
     from .display import stdout
 
     console = stdout()
-    if console.is_terminal:
-        console.print(to_rich(scores))
+    if output is None and console.is_terminal:
+        console.print(table)
     else:
-        click.echo(_plain_table(scores), nl=False)
+        _emit_text(_plain(table), output)
 
 
-def _plain_table(scores: "pd.DataFrame") -> str:
-    """The table without colors, as wide as it needs to be."""
+def _plain(table: "RenderableType") -> str:
+    """A table without colors, as wide as it needs to be."""
     from rich.console import Console
 
-    from ...leaderboard.report import to_rich
-
     page = io.StringIO()
-    Console(file=page, width=10_000).print(to_rich(scores))
+    Console(file=page, width=10_000).print(table)
     return "".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines())
+
+
+def _write_figures(laid: "Sheets", style: str, folder: Path) -> None:
+    from ...files import write_atomically
+    from ...leaderboard.figures import figures
+
+    for name, data in figures(laid.board, cast("Format", style), laid.drop, laid.l1):
+        path = folder / f"{name}.{style}"
+        write_atomically(path, lambda file, data=data: file.write(data))
+        click.echo(path)
+
+
+for _command in (build, submission.check, submission.verify, submission.entry, submission.submit):
+    leaderboard.add_command(_command)

@@ -15,11 +15,11 @@ _KINDS = {"attacks": "attack", "defenses": "defense", "recoveries": "recovery", 
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice([*_KINDS, "targets"]))
+@click.argument("kind", type=click.Choice([*_KINDS, "targets", "suites"]))
 @click.argument("pattern", default="*")
 @json_option
 def list_(kind: str, pattern: str, as_json: bool) -> None:
-    """List attacks, defenses, recoveries, targets or data sets.
+    """List attacks, defenses, recoveries, targets, data sets or suites.
 
     PATTERN selects names by wildcards, 'df*' say. Targets are those trained so far; each other
     DATASET/ARCHITECTURE is trained when it is first used.
@@ -27,10 +27,28 @@ def list_(kind: str, pattern: str, as_json: bool) -> None:
     if kind == "targets":
         print_targets(pattern, as_json=as_json)
         return
+    if kind == "suites":
+        print_suites(pattern, as_json=as_json)
+        return
     rows = _component_rows(_KINDS[kind], pattern)
     _print(rows, as_json=as_json)
     if not rows:
         click.echo(f"no {kind} match {pattern!r}", err=True)
+
+
+def print_suites(pattern: str = "*", *, as_json: bool) -> None:
+    """Print the packaged suites with their targets and budgets, and where they are frozen the number of runs."""
+    from ...leaderboard.suites import load_suite, names
+    from ..suite import packaged, plans, read_plan
+
+    rows = []
+    for name in packaged():
+        tables = read_plan(name).table
+        budgets = sorted({budget for table in tables for budget in table.budgets})
+        runs = len(plans(load_suite(name))) if name in names() else None
+        targets = tuple(dict.fromkeys(table.target for table in tables))
+        rows.append({"name": name, "targets": targets, "budgets": budgets, "runs": runs})
+    _print([row for row in rows if fnmatchcase(str(row["name"]), pattern)], as_json=as_json)
 
 
 def print_targets(pattern: str = "*", *, as_json: bool) -> None:

@@ -18,9 +18,13 @@ from .options import Session, verbose_option
 
 COMMANDS = {
     "run": "Let attacks steal a defended target, and record what they got away with.",
-    "list": "List attacks, defenses, recoveries, targets or data sets.",
+    "sweep": "Run a suite: every defense at its sweep against every attack.",
+    "suite": "List, show and freeze suites: which runs a board is made of.",
+    "list": "List attacks, defenses, recoveries, targets, data sets or suites.",
     "show": "Show a component's parameters, traits and paper, or the report of a run.",
+    "new": "Start a defense or an attack of one's own: a package that works as it stands.",
     "validate": "Check that a defense or an attack keeps its contract.",
+    "regress": "Check that attacks are as strong as the baseline says.",
     "leaderboard": "Show and check scores.",
     "target": "Train and list targets.",
     "study": "Make the measurements that the benchmark's own settings and pages come from.",

@@ -130,6 +130,14 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Run from the start, whatever is done or begun already; only what --force itself began is continued.",
 )
+@click.option(
+    "--at-once",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs of the grid that take turns in this process: several seeds on a GPU that one does not fill.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the grid and its cost, and run nothing.")
 @click.option(
     "-c",

@@ -46,6 +46,17 @@ class Crashes(Untrained):
 
 
 @dataclass(kw_only=True)
+class Careless(Untrained):
+    """Draws its queries from the random state that all share."""
+
+    def step(self) -> StepReport:
+        count = min(40, self.victim.remaining)
+        if count:
+            self.victim.query(torch.rand(count, *self.victim.image_shape))
+        return StepReport(done=self.victim.remaining == 0)
+
+
+@dataclass(kw_only=True)
 class Greedy(Untrained):
     """Asks for one more image than is left."""
 

@@ -211,7 +211,7 @@ def test_nothing_runs_where_nothing_is_missing_or_asked_for(
     assert study(plan).exit_code == 0
     page, records = (tmp_path / "page.md").read_bytes(), bytes_of_records(tmp_path)
     monkeypatch.setattr(execute, "run_all", lambda *_: pytest.fail("a run"))
-    monkeypatch.setattr("msbench.benchmark.runner.run", lambda *_, **__: pytest.fail("a run"))
+    monkeypatch.setattr("msbench.benchmark.runner.run_in_turns", lambda *_, **__: pytest.fail("a run"))
     for options in ([], ["--render-only"]):
         (tmp_path / "page.md").unlink()
         assert study(plan, *options).exit_code == 0

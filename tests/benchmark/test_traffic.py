@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msbench.benchmark.traffic import BINS, KEPT, Traffic
+from msbench.benchmark.traffic import BINS, KEPT, SAMPLED, Traffic
 from msbench.defenses.base import load_defense
 from msbench.defenses.deployment import Deployment
 from msbench.targets.target import Target
@@ -116,6 +116,20 @@ def test_a_distance_of_two_is_counted() -> None:
     assert (found.mean, found.p95, found.max) == (2.0, 2.0, 2.0)
 
 
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=25)
+def test_a_sample_of_equal_distances_is_kept_with_its_answers(sizes: list[int]) -> None:
+    traffic = Traffic(deployment())
+    sent = observe(traffic, sizes)
+    kept = traffic.sample
+    assert min(len(sent), SAMPLED // 2) <= len(kept.images) <= SAMPLED
+    assert torch.equal(kept.images, sent[:: traffic.stride])
+    clean, _ = traffic.deployment.answer(kept.images)
+    assert torch.allclose(kept.clean, clean, atol=1e-6)
+    assert torch.allclose(kept.released, kept.clean, atol=0.1)  # rounded to one digit, and rescaled
+    assert bool((kept.released != kept.clean).any())
+
+
 def test_state_round_trips() -> None:
     whole, first = Traffic(deployment()), Traffic(deployment())
     sizes = [33, 5, 210, 90]
@@ -134,4 +148,4 @@ def test_state_round_trips() -> None:
 def assert_same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert ours.keys() == theirs.keys()
     assert ours["asked"] == theirs["asked"] > 0
-    assert all(torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])) for name in ours)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -1,6 +1,6 @@
 """A command line to call, and a runner that makes up its records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,18 +117,24 @@ def _failed(error: Exception) -> dict[str, Any]:
 
 @dataclass
 class FakeRunner:
-    """Stands in for `benchmark.runner.run`: keeps what it was asked for, and saves made-up records."""
+    """Stands in for `benchmark.runner.run_in_turns`: keeps what it was asked for, and saves made-up records."""
 
     calls: list[tuple[RunSpec, dict[str, Any]]] = field(default_factory=list)
     failing: dict[str, Exception] = field(default_factory=dict)
-    """What happens to runs of these attacks: usage errors are raised, anything else ends in the record."""
+    """What happens to runs of these attacks: usage errors are their outcome, anything else ends in the record."""
+    groups: list[int] = field(default_factory=list)
+    """How many runs took turns, call by call."""
 
-    def __call__(self, spec: RunSpec, *, store: Store, **options: Any) -> Record:
+    def __call__(self, specs: Sequence[RunSpec], **options: Any) -> list[Record | MsbenchError]:
+        self.groups.append(len(specs))
+        return [self._run(spec, **options) for spec in specs]
+
+    def _run(self, spec: RunSpec, *, store: Store, **options: Any) -> Record | MsbenchError:
         self.calls.append((spec, options))
         options["listener"].phase("attacking")
         error = self.failing.get(spec.attack)
         if isinstance(error, MsbenchError):
-            raise error
+            return error
         record = made_up(spec, **(_failed(error) if error else {}))
         store.save(record)
         return record
@@ -143,5 +149,5 @@ class FakeRunner:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRunner:
     """Replaces the runner."""
     runner = FakeRunner()
-    monkeypatch.setattr("msbench.benchmark.runner.run", runner)
+    monkeypatch.setattr("msbench.benchmark.runner.run_in_turns", runner)
     return runner

@@ -49,6 +49,15 @@ def test_unusable_arguments(refused, fake, arguments, told):
     assert fake.calls == []
 
 
+def test_runs_that_take_turns(call, fake):
+    result = call("run", "--seed", "0-4", "--at-once", "2", "--budget", "300")
+    assert result.exit_code == 0, result.output
+    assert fake.groups == [2, 2, 1]
+    assert [spec.seed for spec in fake.specs] == [0, 1, 2, 3, 4]
+    assert result.stdout.count("agreement") >= 5
+    assert "5 of 5 runs done" in result.stderr
+
+
 def test_store_that_is_a_file(refused, fake, tmp_path):
     (tmp_path / "taken").write_text("")
     assert "taken" in refused("run", "--store", "taken")
@@ -148,7 +157,7 @@ def test_unexpected_error_is_one_line_with_a_hint(call, monkeypatch):
     def broken(spec, **options):
         raise ValueError("odd")
 
-    monkeypatch.setattr("msbench.benchmark.runner.run", broken)
+    monkeypatch.setattr("msbench.benchmark.runner.run_in_turns", broken)
     result = call("run", "-q")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: ValueError: odd")

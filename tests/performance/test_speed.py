@@ -4,6 +4,7 @@ The target is an untrained LeNet-5 on 1x28x28 images: a small one, so that these
 a user can meet. Run with ``pytest tests/performance --benchmark-only -n 0``. Nothing here fails for being slow.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -16,10 +17,12 @@ from msbench.benchmark.traffic import Traffic
 from msbench.components import names
 from msbench.defenses.base import DefenseContext, load_defense
 from msbench.defenses.deployment import Deployment
+from msbench.defenses.mad import MAD
 from msbench.targets.architectures import build_network
 from msbench.targets.blackbox import BlackBox
 from msbench.targets.target import Target
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 SHAPE = (1, 28, 28)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,6 +87,39 @@ def test_defense(compare: Compare, name: str, count: int, classes: int) -> None:
         lambda: forward(deployed.target, batch),
         what=f"defense {name}",
         images=count,
+        classes=classes,
+    )
+
+
+def by_backward_passes(surrogate: nn.Module, clean: Tensor, batch: Tensor) -> Tensor:
+    """MAD's classes (N,), as the official code finds them: K backward passes to the last layer, image by image."""
+    (*_, last) = (module for module in surrogate.modules() if isinstance(module, nn.Linear))
+    last.requires_grad_(True)
+    chosen = []
+    for image, answer in zip(batch, clean, strict=True):
+        logs = surrogate(image.unsqueeze(0)).double().log_softmax(dim=1)[0]
+        rows = [torch.autograd.grad(-log, last.weight, retain_graph=True)[0].flatten() for log in logs]
+        jacobian = torch.stack(rows).double()
+        course = F.normalize(answer @ jacobian, dim=0)
+        chosen.append((F.normalize(jacobian, dim=1) - course).square().sum(dim=1).argmax())
+    return torch.stack(chosen)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_mad_beside_backward_passes(compare: Compare, classes: int) -> None:
+    """Ratio to one backward pass a class and image, which choose the same classes."""
+    deployed, batch = deployment("mad", classes), images(32)
+    mad = deployed.defense
+    assert isinstance(mad, MAD)
+    clean = torch.rand(32, classes, generator=torch.Generator().manual_seed(1)).softmax(dim=1).double().to(DEVICE)
+    surrogate = copy.deepcopy(mad.surrogate)
+    goal = mad.goal(clean, batch).argmax(dim=1)
+    assert (goal == by_backward_passes(surrogate, clean, batch)).float().mean() > 0.9, "near ties may fall otherwise"
+    compare(
+        lambda: mad.release(clean, batch),
+        lambda: by_backward_passes(surrogate, clean, batch),
+        what="mad, beside K backward passes",
+        images=32,
         classes=classes,
     )
 

@@ -1,0 +1,107 @@
+"""``msbench leaderboard build``: the page, and the same boards as data and figures beside it."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import click
+
+from ...errors import UsageError
+from .options import store_option
+
+if TYPE_CHECKING:
+    from ...leaderboard.board import Board
+    from ...leaderboard.entries import Submission
+    from ...leaderboard.record import Record
+    from ...leaderboard.suites import FrozenSuite
+
+
+@click.command()
+@click.option("--suite", "suites", metavar="NAME", multiple=True, required=True, help="A board's suite.  [repeatable]")
+@store_option
+@click.option(
+    "--board",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Take results and entries of the board in this folder, and not the records in the store.",
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", default="site", show_default=True)
+@click.option(
+    "--records-url", metavar="URL", help="Where the page finds the records.  [their folder's place beside the page]"
+)
+def build(suites: tuple[str, ...], store: Path, folder: Path | None, out: Path, records_url: str | None) -> None:
+    """Write the page of one or more boards into a folder.
+
+    index.html is complete in itself. Beside it: board.csv, board.json, board.md and the figures of the tier that is
+    shown first; of more than one suite in a folder of the suite's name. The same records make the same bytes.
+    """
+    from ...files import write_atomically
+    from ...leaderboard.entries import submissions
+    from ...leaderboard.site import render_page
+    from ...leaderboard.store import Store, relative_path
+
+    where = store if folder is None else folder / "results"
+    if not where.is_dir():
+        raise UsageError(f"no folder {where}: msbench run makes one, or name another with --store")
+    records = list(Store(where).records())
+    submitted = [] if folder is None else list(submissions(folder / "entries"))
+    loaded = list(_load(suites))
+    boards = [_board(suite, records, submitted) for suite in loaded]
+    files = dict(_data(boards))
+    files["index.html"] = render_page(
+        boards,
+        paths={record.run_id: relative_path(record.spec).as_posix() for record in records},
+        records_url=records_url or quote(Path(os.path.relpath(where, out)).as_posix()),
+        downloads=[name for name in files if not name.endswith(".svg")],
+        attack_results=[line for suite in loaded for line in _attack_results(suite, records, submitted)],
+    ).encode()
+    for name, data in files.items():
+        write_atomically(out / name, lambda file, data=data: file.write(data))
+    click.echo(out / "index.html")
+
+
+def _load(names: Sequence[str]) -> "Iterator[FrozenSuite]":
+    from ..suite import load
+
+    seen = set()
+    for suite in map(load, names):
+        if suite.name in seen:
+            raise UsageError(f"two suites are called {suite.name}")
+        seen.add(suite.name)
+        yield suite
+
+
+def _board(suite: "FrozenSuite", records: "Sequence[Record]", submitted: "Sequence[Submission]") -> "Board":
+    from ...leaderboard.baseline import find_baseline
+    from ...leaderboard.board import make_board
+    from ...leaderboard.entries import defenses
+
+    return make_board(suite, records, find_baseline(suite.name), defenses(suite, submitted))
+
+
+def _data(boards: "Sequence[Board]") -> Iterator[tuple[str, bytes]]:
+    """Names below the page's folder, with what the files hold."""
+    from ...leaderboard.board_report import sheets, to_csv, to_json, to_markdown
+    from ...leaderboard.figures import figures
+
+    for board in boards:
+        laid, place = sheets(board), "" if len(boards) == 1 else f"{board.suite}/"
+        yield f"{place}board.csv", to_csv(laid).encode()
+        yield f"{place}board.json", to_json(laid).encode()
+        yield f"{place}board.md", to_markdown(laid).encode()
+        for name, data in figures(board, "svg"):
+            yield f"{place}figures/{name}.svg", data
+
+
+def _attack_results(
+    suite: "FrozenSuite", records: "Sequence[Record]", submitted: "Sequence[Submission]"
+) -> Iterator[str]:
+    from ...leaderboard.board_check import attack_results
+    from ...leaderboard.entries import belongs
+
+    for each in submitted:
+        if each.entry.kind == "attack" and belongs(each.entry, suite):
+            yield from attack_results(suite, each, list(records))

@@ -1,0 +1,128 @@
+"""``msbench regress``: whether attacks are as strong as they were."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ...errors import Interrupted, UsageError
+from .execute import stopping
+from .options import data_dir_option, device_option, download_option, json_option
+from .values import parse_seeds
+
+if TYPE_CHECKING:
+    from ...leaderboard.baseline import Comparison
+    from ...leaderboard.record import Record
+    from ..regress import Key
+    from ..spec import Cell
+
+REGRESSION = 3
+"""Exit code where strength has changed."""
+
+
+@click.command()
+@click.option("--suite", metavar="NAME", default="ci", show_default=True, help="A suite, or a file of one.")
+@click.option("--baseline", metavar="NAME_OR_FILE", help="What to compare with; the suite's own where none is given.")
+@click.option("--seed", metavar="SEEDS", type=parse_seeds, help="Seeds instead of the suite's: 0-2, say.")
+@click.option("--attack", metavar="PATTERN", multiple=True, help="Only these attacks; the option repeats.")
+@click.option("--update", is_flag=True, help="Write what is measured to the baseline instead, from 20 seeds or more.")
+@click.option("--store", type=click.Path(file_okay=False, path_type=Path), help="Keep the records, and continue there.")
+@click.option("--slots", metavar="N", type=click.IntRange(min=1), help="Runs at a time; one a core or GPU otherwise.")
+@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help="Of one run.")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a summary to this file.")
+@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit's XML to this file.")
+@device_option
+@data_dir_option
+@download_option
+@json_option
+@click.pass_context
+def regress(
+    ctx: click.Context,
+    /,
+    *,
+    suite: str,
+    baseline: str | None,
+    seed: tuple[int, ...] | None,
+    attack: tuple[str, ...],
+    update: bool,
+    store: Path | None,
+    slots: int | None,
+    timeout: float | None,
+    markdown: Path | None,
+    junit: Path | None,
+    device: str,
+    data_dir: Path | None,
+    download: bool,
+    as_json: bool,
+) -> None:
+    """Run a suite and compare each cell with the baseline, both ways.
+
+    A mean that is weaker or stronger than the spread over seeds explains ends in exit code 3, and so does an attack
+    that asks about other images than it did. Nothing that was run before counts, but for what --store names.
+    """
+    from ...files import write_atomically
+    from ...leaderboard.baseline import compare, load_baseline, path_of
+    from ..launchers.base import Conditions
+    from ..launchers.local import LocalLauncher
+    from ..regress import Lines, as_junit, as_markdown, cells_of, key_of, run_cells
+    from ..suite import load, name_of
+
+    frozen = load(suite)
+    cells = cells_of(frozen, seed, attack)
+    known = None if update else load_baseline(baseline or name_of(suite))
+    if known is not None and known.protocol != frozen.protocol:
+        raise UsageError(f"the baseline is of protocol {known.protocol}, the suite of {frozen.protocol}")
+    with ExitStack() as stack:
+        folder = store or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="msbench-regress-")))
+        stop = stack.enter_context(stopping())
+        conditions = Conditions(store=folder, data_dir=data_dir, download=download, device=device)
+        watcher = Lines(len(cells), partial(click.echo, err=True))
+        launcher = LocalLauncher(conditions=conditions, slots=slots, timeout=timeout)
+        records = run_cells(cells, launcher, folder, watcher, stop)
+        if stop.is_set():
+            raise Interrupted("the runs that were not done" + ("" if store else "; without --store all start over"))
+    if known is None:
+        _update(path_of(baseline or name_of(suite)), frozen.name, frozen.protocol, cells, records)
+        return
+    lines = compare(known, records, list(dict.fromkeys(map(key_of, cells))))
+    for file, text in ((markdown, as_markdown(lines, frozen.name).encode()), (junit, as_junit(lines, frozen.name))):
+        if file is not None:
+            write_atomically(file, lambda out, text=text: out.write(text))  # type: ignore[misc]
+    _report(lines, as_json=as_json)
+    broken = [line for line in lines if not line.holds]
+    if broken:
+        ctx.exit(1 if all(line.verdict == "missing" for line in broken) else REGRESSION)
+
+
+def _update(
+    path: Path, suite: str, protocol: str, cells: "Sequence[Cell]", records: "Sequence[tuple[Key, Record]]"
+) -> None:
+    from ...errors import MsbenchError
+    from ...files import write_atomically
+    from ...leaderboard.baseline import as_baseline, dumps
+
+    done = [record for _, record in records if record.status == "done"]
+    if len(done) < len(cells):
+        raise MsbenchError(f"{len(cells) - len(done)} of {len(cells)} runs are not done: no baseline is written")
+    text = dumps(as_baseline(suite, protocol, records)).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text))
+    click.echo(f"{path} is written, from {len(done)} runs", err=True)
+
+
+def _report(lines: "Sequence[Comparison]", *, as_json: bool) -> None:
+    from ..regress import HEADERS, as_rows
+    from .display import stdout, table
+
+    if as_json:
+        click.echo(json.dumps([asdict(line) for line in lines], indent=2, ensure_ascii=False))
+    else:
+        stdout().print(table(HEADERS, as_rows(lines)))
+    held = sum(line.holds for line in lines)
+    click.echo(f"{held} of {len(lines)} means held", err=True)

@@ -1,0 +1,249 @@
+"""Commands of ``msbench leaderboard`` for those who submit to a board, and for those who check what was submitted."""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ... import PROTOCOL
+from ...errors import UsageError
+from .options import data_dir_option, device_option, download_option, store_option, verbose_option
+
+if TYPE_CHECKING:
+    from ...leaderboard.board_check import Findings
+    from ...leaderboard.history import Change
+    from ...leaderboard.record import Record
+
+INVALID = 4
+"""Exit code if a record or an entry is invalid."""
+
+_HOME = Path(__file__).parents[2] / "leaderboard"
+_folder = click.Path(file_okay=False, path_type=Path)
+board_option = click.option(
+    "--board",
+    type=_folder,
+    metavar="DIR",
+    default=_HOME,
+    envvar="MSBENCH_BOARD",
+    help="The board's folder, with entries and results.  [leaderboard/ of the checkout]",
+)
+
+
+# --------------------------------------------------------------------------------------------------- checking
+
+
+@click.command()
+@click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(exists=True, path_type=Path))
+@store_option
+@click.option(
+    "--board",
+    type=_folder,
+    metavar="DIR",
+    help="Check a whole board instead: its entries, and that each record is a run that a suite or an entry asks for.",
+)
+@click.option("--base", metavar="COMMIT", help="With --board: nothing committed by then may be removed or changed.")
+@click.option("--against", type=_folder, metavar="DIR", help="The same, compared with another copy of the board.")
+@click.option("--protocol", default=PROTOCOL, show_default=True, help="The version of the rules to insist on.")
+@verbose_option
+@click.pass_context
+def check(
+    ctx: click.Context,
+    paths: tuple[Path, ...],
+    store: Path,
+    board: Path | None,
+    base: str | None,
+    against: Path | None,
+    protocol: str,
+) -> None:
+    """Check the records in files and folders, in the store, or a board.
+
+    Schema, ranges, place, text, protocol, duplicates, numbers that contradict each other: a line on stdout for each
+    problem, and exit code 4 if there is any. A record that was made up consistently is not found here, but by
+    msbench leaderboard verify.
+    """
+    if board is not None:
+        if paths or (base and against):
+            raise UsageError("--board takes no PATH, and one of --base and --against")
+        _check_folder(board)
+        _tell(_check_board(board, protocol, base, against))
+        return
+    if base or against:
+        raise UsageError("--base and --against compare boards: name one with --board")
+    from ...leaderboard.check import check_files
+
+    if not paths:
+        _check_folder(store)
+    files = list(dict.fromkeys(_files(paths or (store,))))
+    bad = set()
+    for path, problem in check_files(files, protocol):
+        bad.add(path)
+        click.echo(f"{path}: {problem}")
+    click.echo(f"{len(files)} records checked, {len(bad)} invalid", err=True)
+    if bad:
+        ctx.exit(INVALID)
+
+
+def _check_board(board: Path, protocol: str, base: str | None, against: Path | None) -> "Findings":
+    from ...leaderboard import history
+    from ...leaderboard.board_check import check_board
+
+    changes: Iterator[Change] = iter(())
+    if base is not None:
+        changes = history.since(board, base)
+    elif against is not None:
+        changes = history.against(board, against)
+    return check_board(board, protocol, changes)
+
+
+def _tell(found: "Findings") -> None:
+    """Problems on stdout, what else a reviewer should know on stderr; exits with 4 if there are problems."""
+    for note in found.notes:
+        click.echo(note, err=True)
+    for path, problem in found.problems:
+        click.echo(f"{path}: {problem}")
+    click.echo(f"{found.records} records and {found.entries} entries checked, {len(found.problems)} problems", err=True)
+    if found.problems:
+        click.get_current_context().exit(INVALID)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"no folder {folder}: msbench run makes a store, or name another with --store or --board")
+
+
+def _files(paths: tuple[Path, ...]) -> Iterator[Path]:
+    from ...leaderboard.store import record_files
+
+    return chain.from_iterable(record_files(path) if path.is_dir() else [path] for path in paths)
+
+
+# --------------------------------------------------------------------------------------------------- verifying
+
+
+@click.command()
+@click.argument("path", metavar="RECORD", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--times",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How often: first under the record's seed, then under fresh ones, which tell how far seeds spread.",
+)
+@click.option(
+    "--code",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder of the files that the record names, FILE.py:CLASS. Their code is run.",
+)
+@data_dir_option
+@download_option
+@device_option
+@verbose_option
+@click.pass_context
+def verify(
+    ctx: click.Context, path: Path, times: int, code: Path | None, data_dir: Path | None, download: bool, device: str
+) -> None:
+    """Run a record's run again and compare.
+
+    Where versions, threads and the trained target are the record's, every number must be equal, bit for bit; elsewhere
+    the record must lie within what seeds explain: those beside the record, and those of --times. Exit code 4 if it
+    does not.
+    """
+    from ...leaderboard.store import load
+    from ..verify import verify as run_again
+
+    record = load(path)
+    seeds = list(_beside(path, record))
+    verdict = run_again(
+        record, times=times, code=code, seeds=seeds, data_dir=data_dir, download=download, device=device
+    )
+    for difference in verdict.differences:
+        click.echo(difference)
+    click.echo(f"{record.run_id}: {verdict.outcome}: {verdict.text}", err=True)
+    if verdict.outcome == "undecided":
+        raise UsageError("nothing is decided")
+    ctx.exit(0 if verdict.holds else INVALID)
+
+
+def _beside(path: Path, record: "Record") -> Iterator["Record"]:
+    """Records of the same folder, which holds all seeds of a cell."""
+    from ...leaderboard.store import Store
+
+    return (each for each in Store(path.resolve().parent).records() if each.run_id != record.run_id)
+
+
+# -------------------------------------------------------------------------------------------------- submitting
+
+
+@click.command()
+@click.option("--suite", metavar="SUITE", required=True, help="The suite that was run, or is to be.")
+@click.option("--defense", metavar="SPEC", help="The defense, FILE.py:CLASS or a name; it enters at its sweep.")
+@click.option("--attack", metavar="SPEC", help="The attack, if that is what is submitted.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A new file instead of stdout.")
+@verbose_option
+def entry(suite: str, defense: str | None, attack: str | None, output: Path | None) -> None:
+    """Write an entry to fill in, for msbench leaderboard submit."""
+    from ..submission import template
+
+    if (defense is None) == (attack is None):
+        raise UsageError("an entry is of a defense or of an attack: give --defense or --attack")
+    text = template("defense", defense, suite) if defense else template("attack", attack or "", suite)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{output} is there already: nothing was written") from None
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror or error}") from None
+    click.echo(f"{output} is written: fill in what is empty, then msbench leaderboard submit {output}", err=True)
+
+
+@click.command()
+@click.argument("path", metavar="ENTRY", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@store_option
+@board_option
+@click.option("--dry-run", is_flag=True, help="Check and say what is missing, and write nothing.")
+@verbose_option
+@click.pass_context
+def submit(ctx: click.Context, path: Path, store: Path, board: Path, dry_run: bool) -> None:
+    """Put an entry and its records into the board's folder.
+
+    ENTRY is a TOML file; msbench leaderboard entry writes one to fill in. The contract suite and all checks are run
+    first. Prints the git commands that are left to do.
+    """
+    from ...leaderboard.store import Store
+    from ..submission import broken_promises, collect, commands, write
+
+    _check_folder(board)
+    bundle = collect(path, Store(store))
+    if bundle.missing and not bundle.submission.entry.partial:
+        for command in commands(bundle, store):
+            click.echo(command)
+        raise UsageError(
+            f"{len(bundle.missing)} of {len(bundle.missing) + len(bundle.records)} runs are missing in {store}: the "
+            "commands above run them, or the entry says partial = true"
+        )
+    broken = list(broken_promises(bundle.submission))
+    for line in broken:
+        click.echo(line)
+    if broken:
+        ctx.exit(INVALID)
+    if dry_run:
+        click.echo(f"{len(bundle.records)} records are ready, {len(bundle.missing)} are missing", err=True)
+        return
+    written = write(bundle, board)
+    _tell(_check_board(board, PROTOCOL, None, None))
+    click.echo(f"{len(written)} files written; from the repository's root:", err=True)
+    for command in (
+        f"git switch -c {bundle.name}",
+        f"git add {board.name}/entries/{bundle.name}.* {board.name}/results",
+        f"git commit -m 'Leaderboard: {bundle.name}'",
+        f"git push -u origin {bundle.name}",
+    ):
+        click.echo(command)

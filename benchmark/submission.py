@@ -1,0 +1,190 @@
+"""From runs in a store and an entry to what is committed: the files of ``leaderboard/entries`` and ``results``."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+from .. import PROTOCOL
+from ..errors import UsageError
+from ..files import write_atomically
+from ..leaderboard.board_check import runs_of
+from ..leaderboard.check import problems
+from ..leaderboard.entries import (
+    AttackEntry,
+    Entry,
+    Resolved,
+    Submission,
+    TableColumns,
+    alone,
+    read_entry,
+    resolved_text,
+)
+from ..leaderboard.record import Record, SpecInfo
+from ..leaderboard.store import Store
+from ..leaderboard.suites import DefenseEntry, FrozenSuite, load_suite
+from .spec import RunSpec
+from .suite import ColumnPlan, defense_entry, freeze_column
+from .validate_attack import validate_attack
+from .validate_defense import validate_defense
+
+Kind = Literal["defense", "attack"]
+
+_TEMPLATE = Template("""\
+# An entry for the leaderboard. Fill in what is empty; everything is published.
+
+name = $name            # the row's name: lowercase letters, digits, - and _
+title = ""              # the method's name, as a reader knows it
+authors = []            # ["First Last", "First Last"]
+date = $date
+code = ""               # https://..., at the version that was run
+license = ""            # the code's: MIT, Apache-2.0, ...
+$kind = $spec
+${recoveries}access = $access            # what it needs beyond probabilities and images
+auxiliary = []          # data beyond the target's training set that anything in it was trained on
+protocol = $protocol
+suite = $suite
+# partial = true        # submit although runs are missing: shown, and never placed
+# contact = ""
+
+# [paper]
+# title = ""
+# arxiv = ""            # 2309.10058, or url = "https://..."
+""")
+
+
+def template(kind: Kind, spec: str, suite: str) -> str:
+    """An entry to fill in. Raises as `benchmark.suite.defense_entry` and `resolve_entry` for what cannot be entered."""
+    frozen = load_suite(suite)
+    resolved = _resolve(kind, spec, ("none",), "to-be-named", frozen)
+    needs = list(resolved.needs) if isinstance(resolved, DefenseEntry) else []
+    said = {
+        "name": "",
+        "date": datetime.now(UTC).date().isoformat(),
+        "spec": spec,
+        "access": needs,
+        "protocol": PROTOCOL,
+        "suite": frozen.name,
+    }
+    written = {key: value if key == "date" else json.dumps(value, ensure_ascii=False) for key, value in said.items()}
+    recoveries = "" if kind == "defense" else 'recoveries = ["none"]\n'
+    return _TEMPLATE.substitute(written, kind=kind, recoveries=recoveries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A submission with its records, ready to be written."""
+
+    submission: Submission
+    text: str
+    """The entry as it was written."""
+    suite: FrozenSuite
+    records: tuple[Record, ...]
+    missing: tuple[SpecInfo, ...]
+
+    @property
+    def name(self) -> str:
+        """The entry's name."""
+        return self.submission.entry.name
+
+
+def collect(entry_file: Path, store: Store) -> Bundle:
+    """Read an entry, resolve it with the code that it names, and find the records that its suite asks for.
+
+    Raises `UsageError` for an entry that cannot be used, of another protocol, or whose declared access is not the
+    code's, and for a record that could not stand on a board.
+    """
+    entry = read_entry(entry_file)
+    suite = load_suite(entry.suite)
+    if not entry.protocol == suite.protocol == PROTOCOL:
+        raise UsageError(f"{entry_file}: protocol {entry.protocol}, but the suite's is {suite.protocol}")
+    resolved = _resolve(entry.kind, entry.spec, entry.recoveries, entry.name, suite)
+    if isinstance(resolved, DefenseEntry) and set(resolved.needs) != set(entry.access):
+        raise UsageError(f"{entry_file}: access must be {json.dumps(resolved.needs)}, which is what the code declares")
+    submission = Submission(entry, resolved)
+    asked = runs_of(alone(suite, submission)).values()
+    found = [(spec, store.get(spec)) for spec in asked]
+    done = [record for _, record in found if record is not None and record.status == "done"]
+    missing = [spec for spec, record in found if record is None or record.status != "done"]
+    for record in done:
+        for problem in problems(record, store.path_of(record), PROTOCOL):
+            raise UsageError(f"{store.path_of(record)}: {problem}")
+    text = entry_file.read_text(encoding="utf-8")
+    return Bundle(submission=submission, text=text, suite=suite, records=tuple(done), missing=tuple(missing))
+
+
+def broken_promises(submission: Submission) -> Iterator[str]:
+    """What the contract suite finds wrong with every setting that is submitted."""
+    resolved, entry = submission.resolved, submission.entry
+    specs = [each.spec for each in resolved.settings] if isinstance(resolved, DefenseEntry) else [entry.spec]
+    for spec in specs:
+        for check in validate_defense(spec) if entry.kind == "defense" else validate_attack(spec):
+            if not check.passed:
+                yield f"{spec}: {check.name}: {check.detail}"
+
+
+def write(bundle: Bundle, board: Path) -> list[Path]:
+    """Put the entry and its records into a board's folder, and say what was written.
+
+    Raises `UsageError` for a name that is another's, and for a run that is there with other numbers.
+    """
+    results, entries = Store(board / "results"), board / "entries"
+    there = entries / f"{bundle.name}.toml"
+    if there.exists() and _identity(read_entry(there)) != _identity(bundle.submission.entry):
+        raise UsageError(f"{there} is there already, of another method: choose another name")
+    for record in bundle.records:
+        other = results.get(record.spec)
+        if other is not None and other != record:
+            raise UsageError(
+                f"{results.path_of(record)} holds run {record.run_id} already, with other numbers: a committed record "
+                "stays as it is"
+            )
+    texts = {there: bundle.text, there.with_suffix(".json"): resolved_text(bundle.submission.resolved)}
+    for path, text in texts.items():
+        write_atomically(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+    return [*texts, *map(results.save, bundle.records)]
+
+
+def commands(bundle: Bundle, store: Path) -> list[str]:
+    """What has to be run to have what is missing."""
+    entry = bundle.submission.entry
+    if entry.kind == "defense":
+        return [f"msbench sweep {entry.suite} --defense {entry.spec} --store {store}"]
+    attacked = {(spec.target.name, spec.budget) for spec in bundle.missing}
+    return [
+        f"msbench run --target {table.target.name} --budget {table.budget} --attack {entry.spec} "
+        + " ".join(f"--recovery {recovery}" for recovery in entry.recoveries)
+        + " "
+        + " ".join(f"--defense {setting.spec}" for setting in each.settings)
+        + f" --seed {seed} --defense-seed {seed if each.stochastic else 0} --store {store}"
+        for table in bundle.suite.tables
+        if (table.target.name, table.budget) in attacked
+        for each in table.defenses
+        for seed in table.seeds
+    ]
+
+
+def _identity(entry: Entry) -> Sequence[object]:
+    return entry.kind, entry.spec.rpartition("/")[2], entry.authors
+
+
+# -------------------------------------------------------------------------------------------------- resolving
+
+
+def _resolve(kind: Kind, spec: str, recoveries: Sequence[str], name: str, suite: FrozenSuite) -> Resolved:
+    if kind == "defense":
+        return defense_entry(spec).model_copy(update={"name": name})
+    return AttackEntry(name=name, tables=tuple(_columns(spec, recoveries, suite)))
+
+
+def _columns(spec: str, recoveries: Sequence[str], suite: FrozenSuite) -> Iterator[TableColumns]:
+    """The attack as it is run today against each of the suite's targets, frozen by being submitted."""
+    for table in suite.tables:
+        asked = RunSpec(target=table.target.name, budget=table.budget)
+        columns = tuple(
+            freeze_column(asked, ColumnPlan(attack=spec, role="ranked"), recovery) for recovery in recoveries
+        )
+        yield TableColumns(target=table.target.name, budget=table.budget, columns=columns)

@@ -1,0 +1,633 @@
+"""The board: a suite's scores, from records alone.
+
+`make_board` is a pure function of a frozen suite, the records and the baseline: no clock, no order of files. Terminal,
+Markdown, CSV, LaTeX, JSON and the page all show this one object, so they cannot disagree.
+
+A record counts if its run is one that the suite asks for, which its identity, the hash of its spec, says; everything
+else in a store is another experiment. Of several records of one run the newest that is done counts.
+"""
+
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from statistics import median
+from typing import NamedTuple, get_args
+
+from ..errors import UsageError
+from .baseline import Baseline
+from .record import Record, run_id
+from .scoring import Estimate, estimate, stolen_share
+from .suites import Column, DefenseEntry, DefenseSetting, Family, FrozenSuite, Table
+
+DROP_CAPS = (0.0, 0.01, 0.02, 0.05)
+"""Caps on the loss of accuracy, as shares."""
+L1_CAPS = (0.1, 0.2, 0.5, 1.0)
+"""Caps on the mean L1 distance of released from clean answers."""
+SHOWN_FIRST = (0.01, 0.5)
+"""The tier that is shown first."""
+ROUNDING = 1e-9
+"""By how much a mean may exceed a cap, or a control's, for reasons of floating point alone."""
+FAMILIES: tuple[Family, ...] = get_args(Family)
+"""Controls first; then the classes of defenses, each with a ranking of its own."""
+
+# ------------------------------------------------------------------------------------------ what a board is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One defense setting against one column, over the suite's seeds."""
+
+    column: int
+    """Position in `BoardTable.columns`."""
+    n: int
+    """Seeds that are done, of `BoardTable.seeds`."""
+    sigma: Estimate | None
+    """Stolen share; None where the target is no better than the floor."""
+    clone_accuracy: Estimate
+    agreement: Estimate
+    queries_to_half: float | None
+    """Median over seeds; None if half of them never reach half of the target's accuracy."""
+    curve: tuple[tuple[int, float], ...]
+    """Queries and mean clone accuracy at the milestones that all its runs have."""
+    band: tuple[tuple[float, float], ...]
+    """Lowest and highest clone accuracy over the seeds at these milestones."""
+    seconds: float | None
+    """Median of the attack's seconds per 100,000 queries; None if it asked for nothing."""
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One setting of one defense."""
+
+    defense: int
+    """Position in `BoardTable.defenses`."""
+    setting: str
+    """As it would be typed: ``topk:k=3``."""
+    scores: tuple[Score | None, ...]
+    """One a column; None where no run is done. Only the undefended target meets columns that are not ranked."""
+    worst: int | None
+    """The ranked column with the largest mean stolen share; None if there is none yet."""
+    complete: bool
+    """Whether every ranked column has all of the suite's seeds. What is not complete is never placed."""
+    accuracy: float | None
+    """Defended accuracy on the test set: the worst mean over the ranked columns; None without any run."""
+    drop: float | None
+    """Undefended accuracy less that, as a share, at least 0."""
+    l1: float | None
+    """Mean L1 distance of released from clean answers: the worst mean over the ranked columns."""
+    shifted_drop: float | None
+    """The same loss on the shifted copy of the test set; None where it was not measured."""
+    latency: float | None
+    """Median ratio of the defended answer's time to the bare one's, in batches of 256."""
+    flags: tuple[str, ...]
+    """Everything that the records and the other rows warn about, each once."""
+    reproduce: str
+    """The command that runs the worst case again; as long as there is none, the first ranked column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A defense at one tier."""
+
+    defense: int
+    row: int | None
+    """Position in `BoardTable.rows` of its best setting that meets both caps; None if none does."""
+    rank: int | None
+    """1 is best, see `ranks`. None for controls, while runs of its sweep are missing, and while the table is closed."""
+    why: str
+    """Why there is no row or no rank: ``no setting meets both caps``, ``runs are missing``, ``control``, …; empty for
+    what is ranked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """The ranking under two caps at once."""
+
+    drop: float
+    l1: float
+    placed: tuple[Placed, ...]
+    """Every defense of the table, best first within its family, those without a rank last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateLine:
+    """Whether an attack reaches its reference strength on the undefended target."""
+
+    column: int
+    measured: Estimate | None
+    """Mean clone accuracy over seeds."""
+    reference: Estimate | None
+    """The baseline's; None where it has none, and then the gate is closed."""
+    threshold: float | None
+    """How far from the reference the measured mean may be: much stronger is as suspicious as weaker."""
+    holds: bool
+    """Never before all of the suite's seeds are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackLine:
+    """An attack in the attacks' own table."""
+
+    column: int
+    sigma: float | None
+    """Mean stolen share over the complete rows that are no controls."""
+    worst_for: int
+    """Number of those rows for which it is the worst case."""
+    queries_to_half: float | None
+    """On the undefended target."""
+    seconds: float | None
+    """Per 100,000 queries, undefended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardTable:
+    """One target under one budget."""
+
+    target: str
+    budget: int
+    seeds: tuple[int, ...]
+    num_classes: int
+    accuracy: float | None
+    """Of the undefended target; None without any run."""
+    floor: float
+    """Accuracy without asking the victim: chance, or what a ``floor`` column reached if that is more."""
+    columns: tuple[Column, ...]
+    defenses: tuple[DefenseEntry, ...]
+    rows: tuple[Row, ...]
+    """All settings of all defenses, in the suite's order."""
+    gate: tuple[GateLine, ...]
+    tiers: tuple[Tier, ...]
+    """All pairs of `DROP_CAPS` and `L1_CAPS`."""
+    attacks: tuple[AttackLine, ...]
+    runs_done: int
+    runs_planned: int
+    targets: tuple[str, ...]
+    """Digests of the attacked weights: more than one means that machines trained different targets."""
+    blockers: tuple[str, ...]
+    """Why nothing is ranked: attacks off their reference strength, controls and floors that were not run."""
+    flags: tuple[str, ...]
+    """What a reader should know before trusting any row."""
+
+    @property
+    def open(self) -> bool:
+        """Whether every attack reaches its reference strength, and all is there to compare with."""
+        return not self.blockers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """A whole board."""
+
+    suite: str
+    title: str
+    text: str
+    protocol: str
+    tables: tuple[BoardTable, ...]
+    records: str
+    """SHA-256 over the identities of the runs that count and all that the board takes from their records."""
+
+
+# ------------------------------------------------------------------------------------------- from the records
+
+
+def make_board(
+    suite: FrozenSuite, records: Iterable[Record], baseline: Baseline | None, entries: Iterable[DefenseEntry] = ()
+) -> Board:
+    """Score every defense of a suite.
+
+    Args:
+        records: of any kind, in any order; those that the suite does not ask for do not count. Used one by one.
+        baseline: the attacks' reference strength; without it nothing is ranked.
+        entries: defenses that enter every table beside the suite's own.
+
+    Raises `UsageError` for a baseline of another suite or protocol, and for two defenses of one name.
+    """
+    if baseline is not None and (baseline.suite, baseline.protocol) != (suite.name, suite.protocol):
+        raise UsageError(
+            f"the baseline is of suite {baseline.suite}, protocol {baseline.protocol}; "
+            f"the board is of suite {suite.name}, protocol {suite.protocol}"
+        )
+    added = sorted(entries, key=lambda entry: entry.name)
+    grids = [_grid(suite.protocol, _enter(table, added)) for table in suite.tables]
+    asked = {run for grid in grids for runs in grid.runs.values() for run in runs}
+    runs = _newest(records, asked)
+    return Board(
+        suite=suite.name,
+        title=suite.title,
+        text=suite.text,
+        protocol=suite.protocol,
+        tables=tuple(_table(grid, runs, baseline) for grid in grids),
+        records=hashlib.sha256(json.dumps(sorted(runs.items())).encode()).hexdigest(),
+    )
+
+
+class _Run(NamedTuple):
+    """What the board takes from one record."""
+
+    created: str
+    accuracy: float
+    digest: str
+    clone_accuracy: float
+    agreement: float
+    defended_accuracy: float
+    l1: float
+    shifted_drop: float | None
+    queries_to_half: int | None
+    seconds: float | None
+    latency: float | None
+    flags: tuple[str, ...]
+    curve: tuple[tuple[int, float], ...]
+
+
+class _Grid(NamedTuple):
+    """The runs that a table asks for."""
+
+    table: Table
+    rows: list[tuple[int, DefenseEntry, DefenseSetting]]
+    """Each with its defense's position."""
+    runs: dict[tuple[int, int], tuple[str, ...]]
+    """Identities of the runs, one a seed, by positions of row and column."""
+
+
+def _enter(table: Table, entries: Sequence[DefenseEntry]) -> Table:
+    defenses = (*table.defenses, *entries)
+    names = [entry.name for entry in defenses]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"more than one defense of {table.target.name} is called {', '.join(twice)}")
+    return table.model_copy(update={"defenses": defenses}) if entries else table
+
+
+def _grid(protocol: str, table: Table) -> _Grid:
+    rows = [(i, entry, setting) for i, entry in enumerate(table.defenses) for setting in entry.settings]
+    row_of = {id(setting): i for i, (_, _, setting) in enumerate(rows)}
+    column_of = {id(column): i for i, column in enumerate(table.columns)}
+    runs = {
+        (row_of[id(setting)], column_of[id(column)]): tuple(
+            run_id(table.spec(protocol, column, entry, setting, seed)) for seed in table.seeds
+        )
+        for column, entry, setting in table.cells()
+    }
+    return _Grid(table, rows, runs)
+
+
+def _newest(records: Iterable[Record], asked: set[str]) -> dict[str, _Run]:
+    """The runs that count, by identity."""
+    runs: dict[str, _Run] = {}
+    for record in records:
+        run = _measure(record) if record.run_id in asked else None
+        if run is not None:
+            other = runs.get(record.run_id)
+            runs[record.run_id] = run if other is None else max(other, run, key=_precedence)
+    return runs
+
+
+def _precedence(run: _Run) -> tuple[str, str]:
+    """Equally new records are told apart by what they say."""
+    return run.created, json.dumps(run)
+
+
+def _measure(record: Record) -> _Run | None:
+    target, stolen, paid, timing = record.target, record.stolen, record.paid, record.timing
+    if record.status != "done" or target is None or stolen is None or paid is None:
+        return None
+    spent = record.budget.spent
+    return _Run(
+        created=timing.created_utc,
+        accuracy=target.accuracy,
+        digest=target.digest,
+        clone_accuracy=stolen.clone_accuracy,
+        agreement=stolen.agreement,
+        defended_accuracy=paid.defended_accuracy,
+        l1=paid.l1.mean,
+        shifted_drop=paid.shifted.undefended - paid.shifted.defended if paid.shifted else None,
+        queries_to_half=stolen.queries_to_half,
+        seconds=1e5 * timing.attack / spent if spent else None,
+        latency=timing.latency_ratio.get("256"),
+        flags=tuple(record.flags),
+        curve=tuple((point.queries, point.clone_accuracy) for point in record.curve),
+    )
+
+
+# -------------------------------------------------------------------------------------------------- one table
+
+
+def _table(grid: _Grid, runs: Mapping[str, _Run], baseline: Baseline | None) -> BoardTable:
+    table = grid.table
+    floor, no_floor = _floor(grid, runs)
+    rows = [_row(grid, row, runs, floor) for row in range(len(grid.rows))]
+    undefended = _only(grid, rows, "none")
+    labels = _only(grid, rows, "label_only")
+    gate = tuple(_gate(table, undefended, baseline))
+    blockers = (*_blockers(table, gate, undefended, labels), *no_floor)
+    rows = [_compared(table.defenses[row.defense], row, labels) for row in rows]
+    ids = {run for runs in grid.runs.values() for run in runs}
+    done = {run: runs[run] for run in sorted(ids & runs.keys())}
+    bare = {run: done[run] for run in sorted(_ids_of(grid, "none") & done.keys())} or done
+    targets = tuple(sorted({run.digest for run in done.values()}))
+    return BoardTable(
+        target=table.target.name,
+        budget=table.budget,
+        seeds=table.seeds,
+        num_classes=table.num_classes,
+        accuracy=estimate(run.accuracy for run in bare.values()).mean if bare else None,
+        floor=floor,
+        columns=table.columns,
+        defenses=table.defenses,
+        rows=tuple(rows),
+        gate=gate,
+        tiers=tuple(_tier(table, rows, drop, l1, closed=bool(blockers)) for drop in DROP_CAPS for l1 in L1_CAPS),
+        attacks=tuple(_attack_lines(table, rows, undefended)),
+        runs_done=len(done),
+        runs_planned=len(ids),
+        targets=targets,
+        blockers=blockers,
+        flags=tuple(_table_flags(grid, rows, undefended, targets)),
+    )
+
+
+def _ids_of(grid: _Grid, defense: str) -> set[str]:
+    of = {i for i, (_, entry, _) in enumerate(grid.rows) if entry.name == defense}
+    return {run for (row, _), runs in grid.runs.items() if row in of for run in runs}
+
+
+def _only(grid: _Grid, rows: Sequence[Row], defense: str) -> Row | None:
+    """The row of a control without settings to choose from; None where the table has none."""
+    return next((row for row, (_, entry, _) in zip(rows, grid.rows, strict=True) if entry.name == defense), None)
+
+
+def _floor(grid: _Grid, runs: Mapping[str, _Run]) -> tuple[float, tuple[str, ...]]:
+    """Accuracy without asking the victim, and what is missing to know it.
+
+    A floor that lacks seeds does not count: the share is then too large rather than too small.
+    """
+    floor, missing = 1 / grid.table.num_classes, []
+    for (_, column), ids in grid.runs.items():
+        if grid.table.columns[column].role != "floor":
+            continue
+        done = [runs[run].clone_accuracy for run in ids if run in runs]
+        if len(done) == len(ids):
+            floor = max(floor, estimate(done).mean)
+        else:
+            missing.append(f"runs of the floor {grid.table.columns[column].label} are missing")
+    return floor, tuple(missing)
+
+
+def _row(grid: _Grid, position: int, runs: Mapping[str, _Run], floor: float) -> Row:
+    defense, entry, setting = grid.rows[position]
+    columns = grid.table.columns
+    cells = [
+        [runs[run] for run in grid.runs.get((position, column), ()) if run in runs] for column in range(len(columns))
+    ]
+    scores = tuple(
+        _score(column, cell, grid.runs[position, column], runs, floor) if cell else None
+        for column, cell in enumerate(cells)
+    )
+    ranked = [i for i, column in enumerate(columns) if column.role == "ranked"]
+    known = [(score.sigma.mean, -i) for i in ranked if (score := scores[i]) and score.sigma]
+    worst = -max(known)[1] if known else None
+    paid = [cells[i] for i in ranked if cells[i]]
+    shifts = [[run.shifted_drop for run in cell if run.shifted_drop is not None] for cell in paid]
+    latencies = [run.latency for cell in paid for run in cell if run.latency is not None]
+    return Row(
+        defense=defense,
+        setting=setting.spec,
+        scores=scores,
+        worst=worst,
+        complete=all((score := scores[i]) is not None and score.n == len(grid.table.seeds) for i in ranked),
+        accuracy=min((_mean(run.defended_accuracy for run in cell) for cell in paid), default=None),
+        drop=_largest(_mean(run.accuracy - run.defended_accuracy for run in cell) for cell in paid),
+        l1=_largest(_mean(run.l1 for run in cell) for cell in paid),
+        shifted_drop=_largest(_mean(cell) for cell in shifts if cell),
+        latency=median(latencies) if latencies else None,
+        flags=tuple(sorted({flag for cell in cells for run in cell for flag in run.flags})),
+        reproduce=_command(grid.table, entry, setting, columns[ranked[0] if worst is None else worst])
+        if ranked
+        else "",
+    )
+
+
+def _score(column: int, cell: Sequence[_Run], ids: Sequence[str], runs: Mapping[str, _Run], floor: float) -> Score:
+    shares = [stolen_share(run.clone_accuracy, run.accuracy, floor) for run in cell]
+    reached = [math.inf if run.queries_to_half is None else run.queries_to_half for run in cell]
+    curves = [dict(run.curve) for run in cell]
+    milestones = sorted(set.intersection(*(set(curve) for curve in curves)))
+    seconds = [run.seconds for run in cell if run.seconds is not None]
+    return Score(
+        column=column,
+        n=len(cell),
+        sigma=None if any(map(math.isnan, shares)) else estimate(shares),
+        clone_accuracy=estimate(run.clone_accuracy for run in cell),
+        agreement=estimate(run.agreement for run in cell),
+        queries_to_half=None if math.isinf(median(reached)) else median(reached),
+        curve=tuple((queries, _mean(curve[queries] for curve in curves)) for queries in milestones),
+        band=tuple((min(at), max(at)) for q in milestones if (at := [curve[q] for curve in curves])),
+        seconds=median(seconds) if seconds else None,
+        run_ids=tuple(run for run in ids if run in runs),
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    """As `estimate` has it; thousands of milestones need no interval."""
+    sample = list(values)
+    return math.fsum(sample) / len(sample)
+
+
+def _largest(values: Iterable[float]) -> float | None:
+    """What was lost at most, at least 0; None where nothing was measured."""
+    found = max(values, default=None)
+    return None if found is None else max(0.0, found)
+
+
+def _command(table: Table, entry: DefenseEntry, setting: DefenseSetting, column: Column) -> str:
+    """A defense that has its own seed takes the attack's number, so each seed needs a command."""
+    options = {
+        "--target": table.target.name,
+        "--defense": setting.spec,
+        "--attack": column.attack,
+        "--recovery": column.recovery,
+        "--budget": str(table.budget),
+    }
+    command = "msbench run " + " ".join(f"{name} {shlex.quote(value)}" for name, value in options.items())
+    if entry.stochastic:
+        seeds = " ".join(map(str, table.seeds))
+        return f"for seed in {seeds}; do {command} --seed $seed --defense-seed $seed; done"
+    return command + "".join(f" --seed {seed}" for seed in table.seeds)
+
+
+# ---------------------------------------------------------------------------------------- what can be trusted
+
+
+def _gate(table: Table, undefended: Row | None, baseline: Baseline | None) -> Iterator[GateLine]:
+    """A line for each ranked attack as it is, without recovery."""
+    tested = [
+        i
+        for i, column in enumerate(table.columns)
+        if column.role == "ranked" and column.resolved_recovery.name == "none"
+    ]
+    for i in tested:
+        column, score = table.columns[i], undefended.scores[i] if undefended else None
+        cell = baseline and baseline.cell(table.target.name, table.budget, "none", column.attack, column.recovery)
+        n = score.n if score else len(table.seeds)
+        yield GateLine(
+            column=i,
+            measured=score.clone_accuracy if score else None,
+            reference=cell.reference if cell else None,
+            threshold=cell.threshold(n, len(tested)) if cell else None,
+            holds=score is not None
+            and cell is not None
+            and score.n == len(table.seeds)
+            and cell.verdict(score.clone_accuracy.mean, score.n, len(tested)) == "held",
+        )
+
+
+def _blockers(table: Table, gate: Sequence[GateLine], undefended: Row | None, labels: Row | None) -> Iterator[str]:
+    if not gate:
+        yield "no attack without recovery could be compared with its reference strength"
+    for line in gate:
+        if not line.holds:
+            yield f"{table.columns[line.column].label}: {gate_text(line, len(table.seeds))}"
+    for name, row in (("none", undefended), ("label_only", labels)):
+        if row is None:
+            yield f"the table has no row {name}"
+        elif not row.complete:
+            yield f"runs of the row {name} are missing"
+
+
+def gate_text(line: GateLine, seeds: int) -> str:
+    """What came of one attack at the gate, in words.
+
+    Args:
+        seeds: how many the suite asks for.
+    """
+    if line.measured is None or line.measured.n < seeds:
+        return "runs on the undefended target are missing"
+    if line.reference is None:
+        return "the baseline has no reference for it"
+    if line.holds:
+        return "reaches its reference strength"
+    return "weaker than its reference" if line.measured.mean < line.reference.mean else "suspiciously strong"
+
+
+def _compared(entry: DefenseEntry, row: Row, labels: Row | None) -> Row:
+    """The row, with a flag if it does what no defense that keeps the top class can do."""
+    mine, theirs = worst_share(row), worst_share(labels) if labels else None
+    if entry.family == "control" or not entry.argmax_preserving or mine is None or theirs is None:
+        return row
+    if not (row.complete and labels and labels.complete and _told_apart(mine, theirs)):
+        return row
+    flag = (
+        "scores better than label_only, which no defense that keeps the top class can: the suite's attacks do not get "
+        "out of its answers what is in them"
+    )
+    return replace(row, flags=(*row.flags, flag))
+
+
+def _table_flags(grid: _Grid, rows: Sequence[Row], undefended: Row | None, targets: Sequence[str]) -> Iterator[str]:
+    if len(targets) > 1:
+        yield f"not all runs attacked the same weights: the target was trained {len(targets)} times"
+    bare = worst_share(undefended) if undefended and undefended.complete else None
+    for row, (_, entry, _) in zip(rows, grid.rows, strict=True):
+        mine = worst_share(row)
+        if entry.name != "temperature" or not row.complete or mine is None or bare is None:
+            continue
+        if _told_apart(mine, bare) or _told_apart(bare, mine):
+            yield f"{row.setting} does not score as none, which an attack that inverts it would bring about"
+
+
+# -------------------------------------------------------------------------------------------------- the ranking
+
+
+def worst_share(row: Row) -> Estimate | None:
+    """The stolen share that a setting is judged by: its worst case; None if there is none yet."""
+    score = None if row.worst is None else row.scores[row.worst]
+    return score.sigma if score else None
+
+
+def ranks(worst: Sequence[Estimate]) -> list[int]:
+    """Ranks of defenses from their worst cases.
+
+    A defense's rank is one more than the number of defenses that are told apart from it and better: whose whole 95 %
+    interval lies below its own. It is never better than the rank of a defense with a smaller mean, so a wide interval
+    is no merit. What overlaps the best shares its rank; a single run has no interval, and is told apart from nothing.
+    Another defense never changes the order of two, nor ties them, nor improves a rank.
+
+    Args:
+        worst: sorted by their means.
+    """
+    return list(accumulate((1 + sum(_told_apart(other, one) for other in worst) for one in worst), max))
+
+
+def _told_apart(better: Estimate, worse: Estimate) -> bool:
+    """Whether the one's whole interval lies below the other's."""
+    if better.half is None or worse.half is None:
+        return False
+    return better.mean + better.half + ROUNDING < worse.mean - worse.half
+
+
+def _tier(table: Table, rows: Sequence[Row], drop: float, l1: float, *, closed: bool) -> Tier:
+    placed = [_place(i, entry, rows, drop, l1, closed=closed) for i, entry in enumerate(table.defenses)]
+    placed = [one for family in FAMILIES for one in _rank(_members(table, placed, family), rows)]
+    return Tier(drop=drop, l1=l1, placed=tuple(placed))
+
+
+def _members(table: Table, placed: Iterable[Placed], family: Family) -> list[Placed]:
+    return [one for one in placed if table.defenses[one.defense].family == family]
+
+
+def _place(defense: int, entry: DefenseEntry, rows: Sequence[Row], drop: float, l1: float, *, closed: bool) -> Placed:
+    """A defense with its best setting. `_rank` ranks those to whom nothing is in the way: their ``why`` is empty."""
+    mine = [i for i, row in enumerate(rows) if row.defense == defense]
+    fits = [(share.mean, i) for i in mine if meets(rows[i], drop, l1) and (share := worst_share(rows[i]))]
+    missing = not all(rows[i].complete for i in mine)
+    if not fits:
+        hopeless = not missing and all(worst_share(rows[i]) is None for i in mine)
+        why = "the target is no better than the floor" if hopeless else "no setting meets both caps"
+        return Placed(defense=defense, row=None, rank=None, why="runs are missing" if missing else why)
+    why = (
+        "control"
+        if entry.family == "control"
+        else "nothing is ranked in this table yet"
+        if closed
+        else "runs of its sweep are missing"
+        if missing
+        else ""
+    )
+    return Placed(defense=defense, row=min(fits)[1], rank=None, why=why)
+
+
+def meets(row: Row, drop: float, l1: float) -> bool:
+    """Whether a setting is complete and within both caps."""
+    if not row.complete or row.drop is None or row.l1 is None:
+        return False
+    return row.drop <= drop + ROUNDING and row.l1 <= l1 + ROUNDING
+
+
+def _rank(placed: Iterable[Placed], rows: Sequence[Row]) -> list[Placed]:
+    """One family: the ranked ones from the best to the worst, then the others alike."""
+
+    def share(one: Placed) -> Estimate:
+        return (None if one.row is None else worst_share(rows[one.row])) or Estimate(math.inf, None, 0)
+
+    ordered = sorted(placed, key=lambda one: (bool(one.why), share(one).mean, one.defense))
+    able = [one for one in ordered if not one.why]
+    ranked = [replace(one, rank=rank) for one, rank in zip(able, ranks([share(one) for one in able]), strict=True)]
+    return ranked + ordered[len(able) :]
+
+
+def _attack_lines(table: Table, rows: Sequence[Row], undefended: Row | None) -> Iterator[AttackLine]:
+    judged = [row for row in rows if row.complete and table.defenses[row.defense].family != "control"]
+    for i in range(len(table.columns)):
+        shares = [score.sigma.mean for row in judged if (score := row.scores[i]) and score.sigma]
+        bare = undefended.scores[i] if undefended else None
+        yield AttackLine(
+            column=i,
+            sigma=_mean(shares) if shares else None,
+            worst_for=sum(row.worst == i for row in judged),
+            queries_to_half=bare.queries_to_half if bare else None,
+            seconds=bare.seconds if bare else None,
+        )

@@ -1,0 +1,274 @@
+"""What a whole board must satisfy: the checks that run on every pull request.
+
+A board is a folder with ``entries`` and ``results``; the frozen suites and baselines are those of this msbench. Beside
+what each record must satisfy by itself (see `check`), every record must be a run that a suite or an entry asks for,
+every entry must have its records, and what was committed stays as it was. No code of an entry is needed or run.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import StoreError, UnknownName, UsageError
+from . import suites
+from .baseline import Baseline, load_baseline
+from .board import gate_text, make_board, worst_share
+from .check import check_records
+from .entries import Submission, alone, defenses, read_submission, with_columns
+from .history import Change
+from .record import SCHEMA_VERSION, Record, SpecInfo, run_id
+from .store import load, loads, record_files
+from .suites import FrozenSuite, load_suite
+from .verification import cell_of, threshold
+
+LARGEST = 1_000_000
+"""Bytes of a file of a board; a record takes five thousand."""
+
+
+@dataclass
+class Findings:
+    """What a check of a board came to."""
+
+    problems: list[tuple[Path, str]] = field(default_factory=list)
+    """Each with the file that it is about. None of them may be there."""
+    notes: list[str] = field(default_factory=list)
+    """What a reviewer should know."""
+    records: int = 0
+    entries: int = 0
+
+
+def check_board(board: Path, protocol: str, changes: Iterable[Change] = ()) -> Findings:
+    """Check a board's folder, and what a pull request changes of it."""
+    found = Findings()
+    submitted = _submissions(board / "entries", protocol, found)
+    records = _records(board / "results", found)
+    found.problems += check_records(records, protocol)
+    found.problems += ((path, problem) for path, each in records.items() for problem in _unfit(each))
+    _check_runs(board, submitted, records, found)
+    for suite in _suites():
+        _check_scores(suite, submitted, list(records.values()), found)
+    _check_changes(changes, records, found)
+    found.records, found.entries = len(records), len(submitted)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def _suites() -> list[FrozenSuite]:
+    return [load_suite(name) for name in suites.names()]
+
+
+def _submissions(folder: Path, protocol: str, found: Findings) -> dict[Path, Submission]:
+    submitted: dict[Path, Submission] = {}
+    for path in _files(folder, found):
+        if path.suffix == ".json" and path.with_suffix(".toml").is_file():
+            continue
+        if path.suffix != ".toml" or path.parent != folder:
+            found.problems.append((path, "is no entry: NAME.toml, and NAME.json beside it"))
+            continue
+        try:
+            submission = read_submission(path)
+            _check_suite(submission, protocol)
+        except UsageError as error:
+            found.problems.append((path, str(error).removeprefix(f"{path}: ")))
+        else:
+            submitted[path] = submission
+    return submitted
+
+
+def _check_suite(submission: Submission, protocol: str) -> None:
+    entry = submission.entry
+    suite = load_suite(entry.suite)
+    if entry.protocol != protocol or suite.protocol != protocol:
+        raise UsageError(f"protocol {entry.protocol} is not {protocol}")
+    taken = {each.name for table in suite.tables for each in table.defenses}
+    if entry.kind == "defense" and entry.name in taken:
+        raise UsageError(f"the suite {suite.name} has a defense {entry.name!r} of its own: choose another name")
+
+
+def _records(folder: Path, found: Findings) -> dict[Path, Record]:
+    records: dict[Path, Record] = {}
+    known = set(record_files(folder))
+    for path in _files(folder, found):
+        if path not in known:
+            found.problems.append((path, "is no record"))
+            continue
+        try:
+            records[path] = load(path)
+        except StoreError as error:
+            found.problems.append((path, str(error).removeprefix(f"{path}: ")))
+    return records
+
+
+def _files(folder: Path, found: Findings) -> Iterator[Path]:
+    """All files that are no temporary ones; links, which may lead anywhere, and large files are problems."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found.problems.append((path, "is a link"))
+        elif path.is_file() and path.name != ".gitkeep":
+            if path.stat().st_size > LARGEST:
+                found.problems.append((path, f"is larger than {LARGEST:,} bytes"))
+            else:
+                yield path
+
+
+def _unfit(record: Record) -> Iterator[str]:
+    if record.status != "done":
+        yield f"is {record.status}: only runs that are done stand on a board"
+    elif not record.curve or record.diagnostics is None:
+        yield "has no curve or no diagnostics, which every run measures"
+
+
+# ------------------------------------------------------------------------------------- what the board asks for
+
+
+def runs_of(suite: FrozenSuite) -> dict[str, SpecInfo]:
+    """Every run that a suite asks for, by identity."""
+    specs = (
+        table.spec(suite.protocol, column, entry, setting, seed)
+        for table in suite.tables
+        for column, entry, setting in table.cells()
+        for seed in table.seeds
+    )
+    return {run_id(spec): spec for spec in specs}
+
+
+def _check_runs(
+    board: Path, submitted: Mapping[Path, Submission], records: Mapping[Path, Record], found: Findings
+) -> None:
+    """Every record is asked for, and every entry has what it asks for."""
+    asked = {run: (suite.name, spec) for suite in _suites() for run, spec in runs_of(suite).items()}
+    there = {record.run_id for record in records.values() if record.status == "done"}
+    for path, submission in submitted.items():
+        runs = runs_of(alone(load_suite(submission.entry.suite), submission))
+        asked |= {run: (submission.entry.name, spec) for run, spec in runs.items()}
+        missing = runs.keys() - there
+        if len(missing) == len(runs):
+            found.problems.append((path, f"none of its {len(runs)} runs is in {board / 'results'}"))
+        elif missing and not submission.entry.partial:
+            some = ", ".join(sorted(missing)[:3])
+            found.problems.append((path, f"{len(missing)} of its {len(runs)} runs are missing: {some}, …"))
+        elif missing:
+            found.notes.append(f"{submission.entry.name}: {len(missing)} of its {len(runs)} runs are missing")
+    for path, record in records.items():
+        if record.run_id not in asked:
+            found.problems.append((path, _unexpected(record.spec, asked.values())))
+
+
+def _unexpected(spec: SpecInfo, asked: Iterable[tuple[str, SpecInfo]]) -> str:
+    """What is wrong with a run that nothing asks for: how it differs from the nearest one that is asked for."""
+    mine = _leaves(spec.model_dump(mode="json"))
+    nearest, fewest = "", len(mine) + 1
+    for where, other in asked:
+        theirs = _leaves(other.model_dump(mode="json"))
+        differing = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
+        if len(differing) < fewest:
+            fewest = len(differing)
+            told = (f"{key} is {mine.get(key)!r}, there {theirs.get(key)!r}" for key in sorted(differing)[:3])
+            nearest = f"; the nearest, of {where}: {', '.join(told)}"
+    return f"is a run that no suite and no entry asks for{nearest}"
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (_leaves(item, f"{name}.{key}" if name else key) for key, item in value.items())
+    return {key: item for part in parts for key, item in part.items()}
+
+
+# ------------------------------------------------------------------------------------------------- the scores
+
+
+def _check_scores(
+    suite: FrozenSuite, submitted: Mapping[Path, Submission], records: list[Record], found: Findings
+) -> None:
+    """The gate of each suite of which there are runs, and what submitted attacks lower."""
+    asked = runs_of(suite).keys()
+    if not any(record.run_id in asked for record in records):
+        return
+    baseline = _baseline(suite)
+    if baseline is None:
+        found.notes.append(f"suite {suite.name} has no baseline: its gate stays closed and nothing is ranked")
+    board = make_board(suite, records, baseline, defenses(suite, submitted.values()))
+    for table in board.tables:
+        for line in table.gate:
+            if not line.holds and line.measured and line.reference and line.measured.n == len(table.seeds):
+                where = f"suite {suite.name}, {table.target}, {table.budget:,} queries"
+                text = f"{where}: {table.columns[line.column].label} is {gate_text(line, len(table.seeds))}"
+                found.problems.append((suites.FOLDER / f"{suite.name}.json", text))
+    for each in submitted.values():
+        if each.entry.kind == "attack" and each.entry.suite == suite.name:
+            found.notes += attack_results(suite, each, records)
+
+
+def _baseline(suite: FrozenSuite) -> Baseline | None:
+    try:
+        return load_baseline(suite.name)
+    except UnknownName:
+        return None
+
+
+def attack_results(suite: FrozenSuite, submission: Submission, records: list[Record]) -> Iterator[str]:
+    """What a submitted attack does to the suite's defenses: a line for each setting it was run against in full.
+
+    The published score is that of the suite's own columns. It stays what it is until the attack is one of them.
+    """
+    published = make_board(suite, records, None).tables
+    for before, table in zip(published, make_board(with_columns(suite, submission), records, None).tables, strict=True):
+        own = len(before.columns)
+        for old, row in zip(before.rows, table.rows, strict=True):
+            done = [score for score in row.scores[own:] if score and score.sigma and score.n == len(table.seeds)]
+            if not done:
+                continue
+            share, known = max(score.sigma.mean for score in done if score.sigma), worst_share(old)
+            told = f"published {known.mean:.3f}" if known else "no published score"
+            lowered = "LOWERED: " if known and share > known.mean else ""
+            where = f"{table.target}, {table.budget:,} queries"
+            yield f"{lowered}{submission.entry.name} steals {share:.3f} of {row.setting} ({where}; {told})"
+
+
+# ------------------------------------------------------------------------------------------------ the changes
+
+
+def _check_changes(changes: Iterable[Change], records: Mapping[Path, Record], found: Findings) -> None:
+    seeds: dict[str, list[float]] = defaultdict(list)
+    for record in records.values():
+        if record.stolen is not None:
+            seeds[cell_of(record)].append(record.stolen.clone_accuracy)
+    for change in changes:
+        kind = _kind(change.path)
+        if change.removed:
+            found.problems.append((change.path, f"was committed and is removed: {kind} only grow"))
+        elif change.before is None:
+            added = records.get(change.path)
+            if added is not None and added.schema_version != SCHEMA_VERSION:
+                text = f"is new, but of schema version {added.schema_version}: run it with this msbench"
+                found.problems.append((change.path, text))
+        elif kind == "suites":
+            found.problems.append((change.path, "a frozen suite is not changed within its protocol"))
+        elif kind == "results":
+            found.problems.append((change.path, _changed(change, records.get(change.path), seeds)))
+        else:
+            found.notes.append(f"{change.path} is changed")
+
+
+def _kind(path: Path) -> str:
+    return next((part for part in reversed(path.parts) if part in ("results", "entries", "suites")), "")
+
+
+def _changed(change: Change, now: Record | None, seeds: Mapping[str, list[float]]) -> str:
+    """How far a committed record was moved, beside how far its seeds spread."""
+    text = "was committed and is changed: a record is not edited, and another run of it is no better"
+    try:
+        before = loads(change.before or b"")
+    except StoreError:
+        return text
+    if now is None or now.stolen is None or before.stolen is None:
+        return text
+    one, other = before.stolen.clone_accuracy, now.stolen.clone_accuracy
+    allowed = threshold(seeds.get(cell_of(now), []))
+    judged = "" if allowed is None else f", {'beyond' if abs(one - other) > allowed else 'within'} ± {allowed:.4f}"
+    return f"{text}; clone_accuracy {one:.4f} became {other:.4f}{judged}"

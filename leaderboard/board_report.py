@@ -1,0 +1,448 @@
+"""A board, made readable: one tidy intermediate, and the terminal, Markdown, CSV, LaTeX and JSON made from it.
+
+`sheets` lays a board out as data frames, numbers unrounded: a row for each table, each setting of a defense, each cell
+and each attack. CSV and JSON are these frames. The terminal, Markdown and LaTeX show the same grids of text, which are
+made from the frames alone; so no two of them can disagree. Names on a board are written by third parties: every format
+escapes them.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from ..errors import UsageError
+from .board import (
+    DROP_CAPS,
+    FAMILIES,
+    L1_CAPS,
+    SHOWN_FIRST,
+    Board,
+    BoardTable,
+    Row,
+    Score,
+    Tier,
+    gate_text,
+    worst_share,
+)
+from .report import MISSING, SIGMA, Grid, escape_markdown, markdown_section, plus_minus, rich_table
+from .scoring import Estimate
+
+TABLE = ["table", "target", "budget"]
+"""What tells the tables of a board apart: their position from 1, for two of them may be of one target and budget."""
+SETTING = [*TABLE, "defense", "setting"]
+"""What tells the settings apart."""
+
+_HEADINGS = {
+    "control": "Controls",
+    "deterministic": "Deterministic output defenses",
+    "randomized": "Randomized defenses",
+    "stateful": "Stateful defenses",
+    "training": "Training-time defenses",
+    "detection": "Detection",
+    "deterrent": "Deterrents",
+}
+
+_RANKING = (
+    f"{SIGMA}: the stolen share of the worst case among the ranked columns, mean ± half the 95 % interval over seeds "
+    "(0: nothing, 1: all that the target knows beyond the floor); lower is better for the defense.",
+    "Rank: one more than the number of defenses whose whole interval lies below, and never better than that of a "
+    "defense with a smaller mean. Controls have none.",
+    "Accuracy, drop (points of accuracy lost), L1 (mean distance of released from clean answers): the worst mean over "
+    "the ranked columns. Shifted drop: the same loss on a shifted copy of the test set. Latency: times the bare "
+    "target's, in batches of 256.",
+)
+_CELLS = (
+    f"Stolen share {SIGMA} of each setting under each column; in bold the worst case. {MISSING}: not run.",
+    "* never ranked: what the attacker gets without asking (floor), or what no attacker can do (reference).",
+)
+_ATTACKS = (
+    f"Mean {SIGMA}: over the complete settings that are no controls. The rest is measured on the undefended target; "
+    "an attack that is not within the threshold of its reference closes the table.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheets:
+    """A board as frames, under one pair of caps. What does not exist is NaN, or None among texts."""
+
+    board: Board
+    drop: float
+    l1: float
+    tables: pd.DataFrame
+    """`TABLE`, num_classes, seeds, accuracy, floor, runs_done, runs_planned, open, blockers, flags."""
+    settings: pd.DataFrame
+    """`SETTING`, family, position (the defense's, in the tier's order), placed (the defense enters the tier with this
+    setting), rank, why (there is none), complete, worst_case (the column), worst_sigma, worst_sigma_interval, accuracy,
+    drop, l1, shifted_drop, latency, warnings, reproduce."""
+    cells: pd.DataFrame
+    """`SETTING`, attack (with its recovery), role, n, sigma, clone_accuracy and agreement, each with its
+    ``…_interval``, queries_to_half, seconds, run_ids. Cells that were asked for and not run have n = 0."""
+    attacks: pd.DataFrame
+    """`TABLE`, attack, role, sigma, worst_for, queries_to_half, seconds; and for those at the gate clone_accuracy,
+    reference, each with its ``…_interval``, threshold, holds, gate."""
+
+
+def sheets(board: Board, drop: float = SHOWN_FIRST[0], l1: float = SHOWN_FIRST[1]) -> Sheets:
+    """Lay out a board at one tier.
+
+    Args:
+        drop: cap on the loss of accuracy, a share.
+        l1: cap on the mean L1 distance.
+
+    Raises `UsageError` for caps that make no tier.
+    """
+    drop, l1 = _cap(drop, DROP_CAPS, "drop of accuracy"), _cap(l1, L1_CAPS, "L1 distance")
+    tables = list(enumerate(board.tables, 1))
+    return Sheets(
+        board=board,
+        drop=drop,
+        l1=l1,
+        tables=_frame((_table_row(i, table) for i, table in tables), _TABLES),
+        settings=_frame(
+            (row for i, table in tables for row in _setting_rows(i, table, _tier(table, drop, l1))), _SETTINGS
+        ),
+        cells=_frame((row for i, table in tables for row in _cell_rows(i, table)), _CELL_COLUMNS),
+        attacks=_frame((row for i, table in tables for row in _attack_rows(i, table)), _ATTACK_COLUMNS),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- the frames
+
+_TABLES = [
+    *TABLE,
+    "num_classes",
+    "seeds",
+    "accuracy",
+    "floor",
+    "runs_done",
+    "runs_planned",
+    "open",
+    "blockers",
+    "flags",
+]
+_SETTINGS = [
+    *SETTING,
+    *("family", "position", "placed", "rank", "why", "complete", "worst_case", "worst_sigma", "worst_sigma_interval"),
+    *("accuracy", "drop", "l1", "shifted_drop", "latency", "warnings", "reproduce"),
+]
+_SCORES = ("sigma", "clone_accuracy", "agreement")
+_CELL_COLUMNS = [
+    *(*SETTING, "attack", "role", "n"),
+    *(name for score in _SCORES for name in (score, f"{score}_interval")),
+    *("queries_to_half", "seconds", "run_ids"),
+]
+_ATTACK_COLUMNS = [
+    *(*TABLE, "attack", "role", "sigma", "worst_for", "queries_to_half", "seconds"),
+    *("clone_accuracy", "clone_accuracy_interval", "reference", "reference_interval", "threshold", "holds", "gate"),
+]
+_WHOLE = ("rank", "position", "n", "worst_for")
+"""Columns of whole numbers, of which some may be missing."""
+
+
+def _cap(asked: float, caps: Sequence[float], what: str) -> float:
+    for cap in caps:
+        if abs(asked - cap) < 1e-9:
+            return cap
+    raise UsageError(f"no tier caps the {what} at {asked:g}: choose among {', '.join(f'{cap:g}' for cap in caps)}")
+
+
+def _tier(table: BoardTable, drop: float, l1: float) -> Tier:
+    return next(tier for tier in table.tiers if (tier.drop, tier.l1) == (drop, l1))
+
+
+def _frame(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(rows), columns=columns)
+    return frame.astype({name: "Int64" for name in _WHOLE if name in columns})
+
+
+def _table_row(number: int, table: BoardTable) -> dict[str, Any]:
+    same = ("num_classes", "accuracy", "floor", "runs_done", "runs_planned", "open")
+    row = _place(number, table) | {name: getattr(table, name) for name in same}
+    row["seeds"] = " ".join(map(str, table.seeds))
+    return row | {"blockers": "; ".join(table.blockers), "flags": "; ".join(table.flags)}
+
+
+def _place(number: int, table: BoardTable) -> dict[str, Any]:
+    return {"table": number, "target": table.target, "budget": table.budget}
+
+
+def _setting_rows(number: int, table: BoardTable, tier: Tier) -> Iterator[dict[str, Any]]:
+    places = {one.defense: (position, one) for position, one in enumerate(tier.placed, 1)}
+    for i, row in enumerate(table.rows):
+        position, place = places[row.defense]
+        yield _key(number, table, row) | {
+            "family": table.defenses[row.defense].family,
+            "position": position,
+            "placed": place.row == i,
+            "rank": place.rank if place.row == i else None,
+            "why": place.why,
+            "complete": row.complete,
+            "worst_case": None if row.worst is None else table.columns[row.worst].label,
+            **_interval("worst_sigma", worst_share(row)),
+            **{name: getattr(row, name) for name in ("accuracy", "drop", "l1", "shifted_drop", "latency")},
+            "warnings": "; ".join(row.flags),
+            "reproduce": row.reproduce,
+        }
+
+
+def _cell_rows(number: int, table: BoardTable) -> Iterator[dict[str, Any]]:
+    for row in table.rows:
+        bare = table.defenses[row.defense].name == "none"
+        for column, score in zip(table.columns, row.scores, strict=True):
+            if score or bare or column.role == "ranked":
+                yield _key(number, table, row) | {"attack": column.label, "role": column.role} | _score_row(score)
+
+
+def _key(number: int, table: BoardTable, row: Row) -> dict[str, Any]:
+    return _place(number, table) | {"defense": table.defenses[row.defense].name, "setting": row.setting}
+
+
+def _score_row(score: Score | None) -> dict[str, Any]:
+    if score is None:
+        return {"n": 0}
+    row: dict[str, Any] = {"n": score.n, "queries_to_half": score.queries_to_half, "seconds": score.seconds}
+    for name in _SCORES:
+        row |= _interval(name, getattr(score, name))
+    return row | {"run_ids": " ".join(score.run_ids)}
+
+
+def _attack_rows(number: int, table: BoardTable) -> Iterator[dict[str, Any]]:
+    gate = {line.column: line for line in table.gate}
+    for attack in table.attacks:
+        column, line = table.columns[attack.column], gate.get(attack.column)
+        same = ("sigma", "worst_for", "queries_to_half", "seconds")
+        row = _place(number, table) | {"attack": column.label, "role": column.role}
+        row |= {name: getattr(attack, name) for name in same}
+        if line is not None:
+            row |= _interval("clone_accuracy", line.measured) | _interval("reference", line.reference)
+            row |= {"threshold": line.threshold, "holds": line.holds, "gate": gate_text(line, len(table.seeds))}
+        yield row
+
+
+def _interval(name: str, known: Estimate | None) -> dict[str, Any]:
+    return {name: known.mean if known else None, f"{name}_interval": known.half if known else None}
+
+
+# ----------------------------------------------------------------------------------------------------- the grids
+
+
+def grids(laid: Sheets) -> Iterator[Grid]:
+    """What the terminal, Markdown and LaTeX show of each table: a ranking for each family, cells, and attacks."""
+    for table in laid.tables.itertuples(index=False):
+        settings, cells, attacks = (_of(frame, table) for frame in (laid.settings, laid.cells, laid.attacks))
+        families = [family for family in FAMILIES if family != "control" and family in set(settings.family)]
+        title = f"{table.target} · {table.budget:,} queries"
+        caps = f"drop ≤ {100 * laid.drop:g} points, L1 ≤ {laid.l1:g}"
+        for i, family in enumerate(families or ["control"]):
+            shown = settings[settings.family.isin(("control", family))]
+            notes = list(_RANKING) if i == 0 else []
+            yield _ranking(f"{title} · {_HEADINGS[family]} · {caps}", shown, notes)
+        yield _cell_grid(f"{title} · every setting", settings, cells, list(_remarks(table, settings, cells)))
+        yield _attack_grid(f"{title} · attacks", attacks)
+
+
+def heading(laid: Sheets) -> list[str]:
+    """Title, text and provenance of a board, a paragraph each."""
+    board = laid.board
+    done, planned = laid.tables.runs_done.sum(), laid.tables.runs_planned.sum()
+    made = (
+        f"Suite {board.suite} · protocol {board.protocol} · {done:,} of {planned:,} runs · records {board.records[:12]}"
+    )
+    return [f"{board.title}", *filter(None, [" ".join(board.text.split())]), made]
+
+
+def _of(frame: pd.DataFrame, table: Any) -> pd.DataFrame:
+    return frame[frame.table == table.table]
+
+
+def _ranking(title: str, settings: pd.DataFrame, notes: list[str]) -> Grid:
+    """One line a defense: the setting that it enters with, or why there is none."""
+    entered = settings.sort_values("placed", ascending=False, kind="stable").drop_duplicates("defense")
+    lines = list(entered.sort_values("position", kind="stable").itertuples(index=False))
+    header = ["defense", "rank", f"worst case {SIGMA}", "by", "accuracy %", "drop", "L1", "shifted drop", "latency", ""]
+    return Grid(title=title, header=header, rows=[_rank_row(one) for one in lines], worst=[2] * len(lines), notes=notes)
+
+
+def _rank_row(one: Any) -> list[str]:
+    note = one.why + ("" if not one.warnings else " (flagged)" if one.why else "flagged")
+    if not one.placed:
+        return [one.defense, MISSING, *[MISSING] * 7, note]
+    return [
+        one.setting,
+        MISSING if pd.isna(one.rank) else str(one.rank),
+        plus_minus(one.worst_sigma, one.worst_sigma_interval, 2),
+        one.worst_case,
+        *(_number(100 * one.accuracy, 1), _number(100 * one.drop, 1), _number(one.l1, 2)),
+        *(_number(100 * one.shifted_drop, 1), _number(one.latency, 2)),
+        note,
+    ]
+
+
+def _cell_grid(title: str, settings: pd.DataFrame, cells: pd.DataFrame, notes: list[str]) -> Grid:
+    roles = dict(zip(cells.attack, cells.role, strict=True))
+    found = {(one.defense, one.setting, one.attack): one for one in cells.itertuples(index=False)}
+    lines = list(settings.itertuples(index=False))
+    attacks = list(roles)
+    return Grid(
+        title=title,
+        header=["setting", *(name if roles[name] == "ranked" else f"{name} *" for name in attacks)],
+        rows=[
+            [line.setting, *(_cell_text(found.get((line.defense, line.setting, name))) for name in attacks)]
+            for line in lines
+        ],
+        worst=[attacks.index(line.worst_case) + 1 if line.worst_case in roles else None for line in lines],
+        notes=[*_CELLS, *notes],
+    )
+
+
+def _cell_text(cell: Any) -> str:
+    if cell is None or cell.n == 0 or pd.isna(cell.sigma):
+        return MISSING
+    text = plus_minus(cell.sigma, cell.sigma_interval, 2)
+    return text if cell.n >= 3 else f"{text} (n={cell.n})"
+
+
+def _attack_grid(title: str, attacks: pd.DataFrame) -> Grid:
+    header = [
+        "attack",
+        f"mean {SIGMA}",
+        "worst case for",
+        "queries to half",
+        "s per 100k",
+        "clone acc. %",
+        "reference %",
+    ]
+    lines = list(attacks.itertuples(index=False))
+    return Grid(
+        title=title,
+        header=[*header, "threshold", "gate"],
+        rows=[_attack_row(one) for one in lines],
+        worst=[None] * len(lines),
+        notes=list(_ATTACKS),
+    )
+
+
+def _attack_row(one: Any) -> list[str]:
+    return [
+        one.attack if one.role == "ranked" else f"{one.attack} *",
+        _number(one.sigma, 2),
+        str(one.worst_for) if one.role == "ranked" else MISSING,
+        MISSING if pd.isna(one.queries_to_half) else f"{one.queries_to_half:,.0f}",
+        _number(one.seconds, 1),
+        _percent(one.clone_accuracy, one.clone_accuracy_interval),
+        _percent(one.reference, one.reference_interval),
+        _number(100 * one.threshold, 1) if pd.notna(one.threshold) else MISSING,
+        one.gate if isinstance(one.gate, str) else MISSING,
+    ]
+
+
+def _remarks(table: Any, settings: pd.DataFrame, cells: pd.DataFrame) -> Iterator[str]:
+    """What a reader of a table must know: why it is closed, what is missing, what is flagged."""
+    accuracy = MISSING if pd.isna(table.accuracy) else f"{100 * table.accuracy:.1f} %"
+    yield f"Undefended accuracy {accuracy}, floor {100 * table.floor:.1f} %, seeds {table.seeds}."
+    if table.blockers:
+        yield f"Nothing is ranked: {table.blockers}."
+    for flag in filter(None, table.flags.split("; ")):
+        yield f"Flag: {flag}"
+    flagged: dict[str, list[str]] = defaultdict(list)
+    for one in settings.itertuples(index=False):
+        for flag in filter(None, one.warnings.split("; ")):
+            flagged[flag].append(one.setting)
+    yield from (f"Flag: {flag} ({', '.join(where)})" for flag, where in flagged.items())
+    lacking = cells[cells.n < len(table.seeds.split())]
+    for setting, mine in lacking.groupby("setting", sort=False):
+        columns = ", ".join(f"{one.attack} ({one.n})" for one in mine.itertuples(index=False))
+        yield f"Missing, of {len(table.seeds.split())} seeds: {setting} under {columns}"
+
+
+def _number(value: float, digits: int) -> str:
+    return MISSING if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _percent(mean: float, half: float) -> str:
+    return MISSING if pd.isna(mean) else plus_minus(100 * mean, 100 * half, 1)
+
+
+# --------------------------------------------------------------------------------------------------- the formats
+
+
+def to_rich(laid: Sheets) -> RenderableType:
+    """The board for a terminal."""
+    title, *rest = heading(laid)
+    head = [Text(title, style="bold"), *map(Text, rest), Text()]
+    return Group(*head, *(part for grid in grids(laid) for part in (rich_table(grid), Text())))
+
+
+def to_markdown(laid: Sheets) -> str:
+    """The board as Markdown, a section for each grid."""
+    title, *rest = map(escape_markdown, heading(laid))
+    return "\n".join([f"## {title}\n", *(f"{line}\n" for line in rest), *map(markdown_section, grids(laid))])
+
+
+def to_csv(laid: Sheets) -> str:
+    """A line for each cell, with what belongs to its setting repeated; what does not exist is empty."""
+    return laid.settings.merge(laid.cells, on=SETTING, how="left").to_csv(index=False, lineterminator="\n")
+
+
+def to_json(laid: Sheets) -> str:
+    """All frames, a list of objects each; what does not exist is null."""
+    board = laid.board
+    data: dict[str, Any] = {name: getattr(board, name) for name in ("suite", "title", "text", "protocol", "records")}
+    data["tier"] = {"drop": laid.drop, "l1": laid.l1}
+    for name in ("tables", "settings", "cells", "attacks"):
+        frame: pd.DataFrame = getattr(laid, name).astype(object)
+        data[name] = frame.where(frame.notna(), None).to_dict("records")
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_latex(laid: Sheets) -> str:
+    """The rankings, cells and attacks as tables in the style of booktabs, which the document must load."""
+    return "\n".join(map(_latex_table, grids(laid)))
+
+
+def _latex_table(grid: Grid) -> str:
+    lines = [" & ".join(map(escape_latex, grid.header))]
+    for row, worst in zip(grid.rows, grid.worst, strict=True):
+        texts = map(escape_latex, row)
+        lines.append(" & ".join(rf"\textbf{{{text}}}" if i == worst else text for i, text in enumerate(texts)))
+    head, *body = (rf"{line} \\" for line in lines)
+    parts = [
+        r"\begin{table}",
+        rf"\caption{{{escape_latex(grid.title)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(grid.header) - 1)}}}",
+        *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
+        r"\end{tabular}",
+        *(rf"\par\footnotesize {escape_latex(note)}" for note in grid.notes),
+        r"\end{table}",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\n": " ",
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "·": r"$\cdot$",
+    "…": r"\dots{}",
+    SIGMA: r"$\sigma$",
+    MISSING: "--",
+}
+
+
+def escape_latex(text: str) -> str:
+    """Text that means itself to LaTeX, whatever is in it."""
+    return "".join(_LATEX.get(sign, sign) for sign in text)

@@ -1,0 +1,274 @@
+"""Entries: what others submit to the board, a defense or a stronger attack.
+
+    entries/NAME.toml    what people wrote: who, where the code is, what it needs, what was run
+    entries/NAME.json    the same resolved, every hyperparameter in full, so that a board needs no code of others
+    results/...          the records, in the board's store
+
+A defense becomes a row of every table of its suite. An attack becomes no column, for a column that only some rows have
+met would make the others look better than they are: its results stand in a section of their own, with the scores that
+they lower, and the attack joins the next version of the suite.
+
+Every text in an entry is somebody else's: it is one line of printable characters, and whoever shows it escapes it.
+"""
+
+import json
+import tomllib
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from ..errors import UsageError
+from .suites import Column, DefenseEntry, FrozenSuite
+
+FOLDER = Path(__file__).parent / "entries"
+"""Where the entries of the committed board lie."""
+RESULTS = Path(__file__).parent / "results"
+"""The store of the committed board's records."""
+
+Access = Literal["logits", "features", "surrogate", "data", "auxiliary", "queries", "account"]
+"""What a component may use beyond probabilities and images; the words are those of `Traits.needs`."""
+
+
+def _printable(text: str) -> str:
+    """Refuse line breaks, escapes and marks that change the direction of what follows."""
+    if any(unicodedata.category(sign).startswith("C") for sign in text):
+        raise ValueError("only printable characters, all on one line")
+    return text
+
+
+def _portable(spec: str) -> str:
+    """Refuse paths that mean something on one machine only."""
+    if spec.startswith(("/", "~")) or "\\" in spec or ".." in spec.split("/"):
+        raise ValueError("a file is named by a path below the folder that the code is published in")
+    return spec
+
+
+Line = Annotated[
+    str, StringConstraints(min_length=1, max_length=300, strip_whitespace=True), AfterValidator(_printable)
+]
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$", max_length=60)]
+"""A name that is a file's, an anchor's and a row's: nothing in it has a meaning anywhere."""
+Url = Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9][^\s<>\"'`\\]*$", max_length=500)]
+Spec = Annotated[Line, AfterValidator(_portable)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class PaperInfo(_Part):
+    """Where the method is described."""
+
+    title: Line
+    url: Url | None = None
+    arxiv: Annotated[str, StringConstraints(pattern=r"^\d{4}\.\d{4,5}$")] | None = None
+
+    @model_validator(mode="after")
+    def _found(self) -> "PaperInfo":
+        if self.url is None and self.arxiv is None:
+            raise ValueError("a paper needs url or arxiv")
+        return self
+
+
+class Entry(_Part):
+    """One submission, as it is written in ``NAME.toml``."""
+
+    name: Slug
+    """The row's name; the file is named after it."""
+    title: Line
+    authors: Annotated[tuple[Line, ...], Field(min_length=1, strict=False)]
+    date: date
+    code: Url
+    """Where the code is published, at the version that was run."""
+    license: Line
+    """The code's."""
+    contact: Line | None = None
+    paper: PaperInfo | None = None
+    protocol: Line
+    suite: Slug
+    """The frozen suite that was run."""
+    defense: Spec | None = None
+    """The defense as it was run, ``file.py:Class`` or a name; one that leaves its knob open enters at its sweep."""
+    attack: Spec | None = None
+    recoveries: Annotated[tuple[Spec, ...], Field(min_length=1, strict=False)] = ("none",)
+    """The recoveries that an attack was run under."""
+    access: Annotated[tuple[Access, ...], Field(strict=False)] = ()
+    """What it needs beyond probabilities and images."""
+    auxiliary: Annotated[tuple[Line, ...], Field(strict=False)] = ()
+    """Data beyond the target's training set that it, or anything it is built from, was trained on."""
+    partial: bool = False
+    """Whether runs may be missing. What is not complete is shown and never placed."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Entry":
+        if (self.defense is None) == (self.attack is None):
+            raise ValueError("an entry is of a defense or of an attack: give one of the two")
+        if "auxiliary" in self.access and not self.auxiliary:
+            raise ValueError("it needs auxiliary data: name them in auxiliary")
+        return self
+
+    @property
+    def kind(self) -> Literal["defense", "attack"]:
+        """What is submitted."""
+        return "defense" if self.defense is not None else "attack"
+
+    @property
+    def spec(self) -> str:
+        """The component as it was run."""
+        return self.defense or self.attack or ""
+
+
+class TableColumns(_Part):
+    """An attack with the settings that hold for one table of its suite."""
+
+    target: str
+    budget: int
+    columns: Annotated[tuple[Column, ...], Field(min_length=1, strict=False)]
+
+
+class AttackEntry(_Part):
+    """A submitted attack, resolved."""
+
+    name: str
+    tables: Annotated[tuple[TableColumns, ...], Field(min_length=1, strict=False)]
+
+
+Resolved = DefenseEntry | AttackEntry
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An entry with what it resolved to."""
+
+    entry: Entry
+    resolved: Resolved
+
+
+def read_entry(path: Path) -> Entry:
+    """Read one ``NAME.toml``. Raises `UsageError` with everything that is wrong, in one line."""
+    try:
+        entry = Entry.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no TOML: {error}") from None
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_reasons(error)}") from None
+    return entry
+
+
+def read_submission(path: Path) -> Submission:
+    """Read ``NAME.toml`` and ``NAME.json`` beside it, and see that they fit.
+
+    Raises `UsageError` for files that cannot be used and for what one says and the other does not.
+    """
+    entry, beside = read_entry(path), path.with_suffix(".json")
+    if path.stem != entry.name:
+        raise UsageError(f"{path}: its name is {entry.name!r}: the file must be called {entry.name}.toml")
+    model: type[DefenseEntry | AttackEntry] = DefenseEntry if entry.kind == "defense" else AttackEntry
+    try:
+        text = beside.read_text(encoding="utf-8")
+        resolved = model.model_validate_json(text)
+    except OSError as error:
+        raise UsageError(f"cannot read {beside}: {error.strerror or error}") from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
+        raise UsageError(f"{beside}: {reason}") from None
+    if text != resolved_text(resolved):
+        raise UsageError(f"{beside} is not in canonical form: msbench leaderboard submit writes it")
+    _check_fit(entry, resolved, beside)
+    return Submission(entry, resolved)
+
+
+def _check_fit(entry: Entry, resolved: Resolved, beside: Path) -> None:
+    if resolved.name != entry.name:
+        raise UsageError(f"{beside}: its name is {resolved.name!r}, the entry's {entry.name!r}")
+    if isinstance(resolved, DefenseEntry):
+        if resolved.family == "control":
+            raise UsageError(f"{beside}: controls are the suite's own: they are not ranked, and stand in every table")
+        if set(resolved.needs) != set(entry.access):
+            raise UsageError(f"{beside}: it needs {_listed(resolved.needs)}, but declares {_listed(entry.access)}")
+        if any(not setting.spec.startswith(entry.spec) for setting in resolved.settings):
+            raise UsageError(f"{beside}: holds settings that are none of {entry.spec}")
+    elif any(column.role != "ranked" for table in resolved.tables for column in table.columns):
+        raise UsageError(f"{beside}: an upper bound lowers no score: only what can be ranked is submitted")
+
+
+def submissions(folder: Path) -> Iterator[Submission]:
+    """All entries of a folder, in the order of their names. Raises as `read_submission`."""
+    return (read_submission(path) for path in sorted(folder.glob("*.toml")))
+
+
+def resolved_text(resolved: Resolved) -> str:
+    """The canonical text of what an entry resolved to: sorted keys, two spaces, one newline at the end."""
+    return json.dumps(resolved.model_dump(mode="json"), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------ in a suite
+
+
+def defenses(suite: FrozenSuite, entered: Iterable[Submission]) -> list[DefenseEntry]:
+    """The defenses that were submitted to a suite: further rows of each of its tables, as `make_board` takes them."""
+    return [each.resolved for each in entered if isinstance(each.resolved, DefenseEntry) and belongs(each.entry, suite)]
+
+
+def belongs(entry: Entry, suite: FrozenSuite) -> bool:
+    """Whether an entry is of this suite, as it is frozen now."""
+    return entry.suite == suite.name and entry.protocol == suite.protocol
+
+
+def alone(suite: FrozenSuite, submission: Submission) -> FrozenSuite:
+    """The runs of a suite that one submission is about: its defense under all columns, or all defenses under it."""
+    resolved = submission.resolved
+    if isinstance(resolved, DefenseEntry):
+        tables = tuple(table.model_copy(update={"defenses": (resolved,)}) for table in suite.tables)
+        return suite.model_copy(update={"tables": tables})
+    columns = _columns(resolved)
+    return suite.model_copy(
+        update={
+            "tables": tuple(
+                table.model_copy(update={"columns": columns[key]})
+                for table in suite.tables
+                if (key := (table.target.name, table.budget)) in columns
+            )
+        }
+    )
+
+
+def with_columns(suite: FrozenSuite, submission: Submission) -> FrozenSuite:
+    """The suite with a submitted attack's columns behind its own, to see what they would change."""
+    columns = _columns(submission.resolved) if isinstance(submission.resolved, AttackEntry) else {}
+    tables = (
+        table.model_copy(update={"columns": (*table.columns, *columns.get((table.target.name, table.budget), ()))})
+        for table in suite.tables
+    )
+    return suite.model_copy(update={"tables": tuple(tables)})
+
+
+def _columns(attack: AttackEntry) -> dict[tuple[str, int], tuple[Column, ...]]:
+    return {(each.target, each.budget): each.columns for each in attack.tables}
+
+
+def _reasons(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_context=False)
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+        for each in found
+    )
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return ", ".join(sorted(words)) or "nothing"

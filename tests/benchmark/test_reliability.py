@@ -1,0 +1,108 @@
+"""What the questions about a defense's promises are made of, and that asking them changes nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from msbench.benchmark.reliability import Reliability, changed, shifted, without_trace
+from msbench.benchmark.spec import RunSpec
+from msbench.benchmark.traffic import Traffic
+from msbench.defenses.base import Defense, Traits
+from msbench.defenses.deployment import Deployment
+from msbench.leaderboard.record import Record
+from msbench.targets.datasets.base import TensorImages
+from msbench.targets.persistence import snapshot
+from msbench.targets.target import Target
+from torch import Tensor, nn
+
+SHAPE = (1, 8, 8)
+Steal = Callable[..., Record]
+
+
+def images(count: int = 80, seed: int = 0) -> TensorImages:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, *SHAPE), dtype=torch.uint8, generator=generator)
+    return TensorImages(pixels, torch.arange(count) % 5)
+
+
+@dataclass(kw_only=True)
+class Counting(Defense):
+    """Turns answers around from its second batch on; draws from the global random state, too."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.batches = torch.zeros(1)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        torch.rand(1)
+        self.batches += 1
+        return probs if self.batches <= 1 else probs.flip(1)
+
+
+def deployment(defense: Defense) -> Deployment:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.randn(5, 64, generator=torch.Generator().manual_seed(0)))
+    return Deployment(Target(network, mean=(0.5,), std=(0.25,), num_classes=5, image_shape=SHAPE).eval(), defense)
+
+
+def test_copies_differ_by_one_gray_level_in_every_pixel() -> None:
+    exact, _ = images().take(torch.arange(80))
+    exact[0], exact[1] = 0, 1
+    levels = ((changed(exact) - exact) * 255).round()
+    assert torch.equal(levels.abs(), torch.ones_like(levels))
+    assert 0.4 < (levels[2:] > 0).float().mean() < 0.6
+    assert changed(exact).min() >= 0 and changed(exact).max() <= 1
+
+
+def test_the_shifted_copy_is_always_the_same_and_near_the_data() -> None:
+    smooth = torch.nn.functional.interpolate(torch.rand(1200, 1, 2, 2), 8, mode="bilinear")
+    test = TensorImages((smooth * 255).byte(), torch.arange(1200))
+    copy = shifted(test)
+    assert torch.equal(copy.pixels, shifted(test).pixels)
+    assert len(copy) == len(copy.labels.unique()) == 1000  # a choice, not the first
+    off = (copy.pixels.float() - test.pixels[copy.labels].float()).abs().mean(dim=(1, 2, 3)) / 255
+    assert off.min() > 0.02 and off.max() < 0.3
+
+
+def test_asking_leaves_no_trace() -> None:
+    service = deployment(Counting())
+    before, random = snapshot(service.defense, skip=("traits",)), torch.get_rng_state()
+    with without_trace(service.defense):
+        service.answer(torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(service.defense.batches, before["batches"])  # type: ignore[attr-defined]
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_what_was_answered_before_the_attack_outlives_an_interruption() -> None:
+    first = Reliability(deployment(Counting()), images())
+    first.look()
+    first.look()
+    assert not first.drifted  # nobody else has asked yet
+    service = deployment(Counting())
+    second = Reliability(service, images())
+    second.load_state_dict(first.state_dict())
+    Traffic(service).answer(images().take(torch.arange(80))[0])
+    second.look()
+    assert second.drifted
+    third = Reliability(deployment(Counting()), images())
+    third.load_state_dict(second.state_dict())
+    assert third.drifted  # for good, whatever is answered from now on
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("defense", ["noise", "modelguard_s", f"{__file__}:Counting"])
+def test_a_run_without_the_questions_has_the_same_numbers(
+    steal: Steal, numbers: Callable[[Record], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, defense: str
+) -> None:
+    spec = RunSpec(attack="random_noise:batch=40", defense=defense, budget=160)
+    asked = steal(spec)
+    monkeypatch.setattr(Reliability, "look", lambda _: None)
+    monkeypatch.setattr(Reliability, "flags", lambda *_: [])
+    unasked = steal(spec, force=True)
+    assert asked.status == unasked.status == "done"
+    assert numbers(asked) | {"flags": []} == numbers(unasked)

@@ -1,0 +1,104 @@
+"""Records of real runs are reproduced from the record alone, and edited ones are found."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from msbench.benchmark.cli.main import cli
+from msbench.benchmark.runner import run
+from msbench.benchmark.spec import RunSpec
+from msbench.benchmark.verify import request_of, verify
+from msbench.errors import UsageError
+from msbench.leaderboard.store import Store, load
+
+pytestmark = pytest.mark.usefixtures("brief")
+
+BUDGET = 300
+BLEND = Path(__file__).parents[1] / "plugin" / "msbench_example_plugin" / "defense.py"
+
+
+@pytest.fixture
+def saved(store: Store) -> Callable[..., Path]:
+    def make(**changes: object) -> Path:
+        asked = {"attack": "random_noise:batch=100", "budget": BUDGET} | changes
+        return store.path_of(run(RunSpec(**asked), store=store))  # type: ignore[arg-type]
+
+    return make
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["leaderboard", "verify", *map(str, arguments)], prog_name="msbench")
+
+
+def test_a_record_is_reproduced_and_an_edited_copy_is_not(saved: Callable[..., Path], tmp_path: Path) -> None:
+    path = saved(defense="topk:k=3+noise:scale=0.01", recovery="averaging:repeats=2", defense_seed=7)
+    done = call(path)
+    assert done.exit_code == 0, done.output
+    assert "reproduced: every number is reproduced, bit for bit" in done.stderr
+    copy = Path(shutil.copy(path, tmp_path / path.name))
+    data = json.loads(copy.read_text())
+    data["stolen"]["agreement"] = data["curve"][-1]["agreement"] = 0.0
+    copy.write_text(json.dumps(data))
+    refused = call(copy)
+    assert refused.exit_code == 4
+    assert "stolen.agreement: 0 in the record" in refused.stdout
+    assert "it is the same clone to the last digit of its distances" in refused.stderr
+
+
+def test_a_record_of_another_s_file_needs_the_file(saved: Callable[..., Path], tmp_path: Path) -> None:
+    path = saved(defense=f"{BLEND}:Halve:share=0.2")
+    assert "say with --code which folder the file lies in" in call(path).stderr
+    done = call(path, "--code", BLEND.parent)
+    assert done.exit_code == 0, done.output
+    (tmp_path / "defense.py").write_text(BLEND.read_text() + "# changed\n")
+    other = call(path, "--code", tmp_path)
+    assert other.exit_code == 2
+    assert "what is here is not what the record ran: defense is" in other.stderr
+
+
+def test_fresh_seeds_and_those_beside_the_record_tell_how_far_seeds_spread(
+    saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved()
+    record = load(path)
+    asked: list[int] = []
+
+    def elsewhere(spec: RunSpec, **options: object) -> object:
+        asked.append(spec.seed)
+        again = run(spec, **options)  # type: ignore[arg-type]
+        assert again.stolen is not None and again.target is not None
+        other = again.stolen.model_copy(update={"kl": again.stolen.kl + 1e-6 * (1 + len(asked))})
+        target = again.target.model_copy(update={"digest": "ab" * 32})
+        return again.model_copy(update={"stolen": other, "target": target})
+
+    monkeypatch.setattr("msbench.benchmark.verify.run", elsewhere)
+    assert verify(record).outcome == "undecided"
+    verdict = verify(record, times=3)
+    assert asked == [0, 0, 1_000_000, 1_000_001]
+    assert "over 3 runs" in verdict.text
+
+
+def test_what_cannot_be_run_again_is_a_usage_error(saved: Callable[..., Path]) -> None:
+    record = load(saved())
+    with pytest.raises(UsageError, match="is interrupted"):
+        verify(record.model_copy(update={"status": "interrupted"}))
+    target = record.spec.target.model_copy(update={"params": {"digest": "ab"}})
+    with pytest.raises(UsageError, match="checkpoint"):
+        request_of(record.model_copy(update={"spec": record.spec.model_copy(update={"target": target})}), None)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attack": "knockoff"}, {"attack": "true_data"}, {"recovery": "ddae"}, {"defense": "mad"}]
+)
+def test_what_is_asked_for_again_is_the_same_run(changes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from msbench.benchmark.spec import resolve
+
+    plan = resolve(RunSpec(**changes))  # type: ignore[arg-type]
+
+    class Stub:
+        spec = plan.info
+
+    assert resolve(request_of(Stub(), None)).run_id == plan.run_id  # type: ignore[arg-type]

@@ -1,0 +1,112 @@
+"""``msbench regress`` around its runs: verdicts, exit codes, reports."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as Xml
+
+import pytest
+from click.testing import Result
+from msbench.benchmark.launchers.base import Due, Outcome, Watcher
+from msbench.benchmark.launchers.local import LocalLauncher
+from msbench.leaderboard.baseline import load_baseline
+from msbench.leaderboard.store import Store
+
+from .conftest import Call, made_up
+
+SUITE = """
+title = "tiny"
+text = "Two attacks."
+[[table]]
+target = "digits/lenet5"
+budgets = [300]
+seeds = [0, 1, 2]
+columns = [{ attack = "random_noise" }, { attack = "dfme" }]
+defenses = ["none"]
+"""
+
+
+@pytest.fixture
+def strength(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Replaces the launcher: what each attack reaches, to be changed by the test; others fail."""
+    reached = {"random_noise": 0.8, "dfme": 0.9}
+
+    def launch(self: LocalLauncher, due: list[Due], watcher: Watcher, stop: Any) -> None:
+        for each in due:
+            request = each.cell.request
+            if request.attack not in reached:
+                watcher.ended(each.cell, Outcome(status="failed", reason="it broke"))
+                continue
+            record = made_up(request)
+            accuracy = reached[request.attack] + 0.001 * (request.seed % 3)
+            stolen = record.stolen.model_copy(update={"clone_accuracy": accuracy})  # type: ignore[union-attr]
+            Store(self.conditions.store).save(record.model_copy(update={"stolen": stolen}))
+            watcher.ended(each.cell, Outcome(status="done"))
+
+    monkeypatch.setattr(LocalLauncher, "launch", launch)
+    return reached
+
+
+@pytest.fixture
+def regress(call: Call, tmp_path: Path) -> Callable[..., Result]:
+    """The command on a tiny suite and a baseline of its own."""
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(SUITE)
+
+    def invoke(*args: str) -> Result:
+        return call("regress", "--suite", str(suite), "--baseline", str(tmp_path / "baseline.json"), *args)
+
+    return invoke
+
+
+def test_held_weaker_stronger_missing(
+    regress: Callable[..., Result], strength: dict[str, float], tmp_path: Path
+) -> None:
+    made = regress("--update", "--seed", "0-19")
+    assert made.exit_code == 0, made.output
+    assert len(load_baseline(str(tmp_path / "baseline.json")).cells) == 2
+    held = regress("--seed", "30-32")
+    assert held.exit_code == 0, held.output
+    strength["dfme"] = 0.85
+    weaker = regress("--markdown", "summary.md", "--junit", "junit.xml", "--json")
+    assert weaker.exit_code == 3, weaker.output
+    lines = json.loads(weaker.stdout)
+    changed = [line for line in lines if line["verdict"] != "held"]
+    assert [(line["cell"][3], line["metric"], line["verdict"]) for line in changed] == [
+        ("dfme", "clone_accuracy", "weaker")
+    ]
+    assert "| digits/lenet5 300 none dfme | clone_accuracy | 0.851 |" in Path("summary.md").read_text()
+    report = Xml.parse("junit.xml").getroot()
+    assert (report.get("tests"), report.get("failures")) == (str(len(lines)), "1")
+    assert len(report.findall("testcase/failure")) == 1
+    strength["dfme"] = 0.97
+    assert regress().exit_code == 3, "suspiciously stronger"
+    assert regress("--attack", "random_*").exit_code == 0
+    del strength["dfme"]
+    failed = regress()
+    assert failed.exit_code == 1
+    assert "it broke" in failed.stderr
+    assert "missing" in failed.stdout
+
+
+def test_no_baseline_of_runs_that_failed(
+    regress: Callable[..., Result], strength: dict[str, float], tmp_path: Path
+) -> None:
+    del strength["dfme"]
+    result = regress("--update")
+    assert result.exit_code == 1
+    assert "3 of 6 runs are not done: no baseline is written" in result.stderr
+    assert not (tmp_path / "baseline.json").exists()
+
+
+def test_records_from_before_do_not_count(regress: Callable[..., Result], strength: dict[str, float]) -> None:
+    regress("--update", "--seed", "0-19")
+    regress("--store", "kept")
+    strength["dfme"] = 0.5
+    assert regress().exit_code == 3, "made anew"
+    assert regress("--store", "kept").exit_code == 0, "unless a store is named"
+
+
+def test_unusable(regress: Callable[..., Result]) -> None:
+    assert regress().exit_code == 2, "there is no baseline yet"

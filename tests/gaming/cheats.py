@@ -1,0 +1,150 @@
+"""Defenses that look better than they are. Each declares to be a harmless function of the answer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from msbench.components import param
+from msbench.defenses.base import Defense, DefenseContext, Traits
+from msbench.targets.datasets.loading import load_dataset
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class Cheat(Defense):
+    """Answers honestly."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs
+
+
+@dataclass(kw_only=True)
+class Temperature100(Cheat):
+    """All but flat, and yet everything is there."""
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return (probs.clamp_min(1e-30).log() / 100).softmax(dim=1)
+
+
+@dataclass(kw_only=True)
+class LinearMap(Cheat):
+    """Mixes every answer with the same vector, which draws most top classes to one side."""
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        fixed = torch.arange(1.0, 1 + probs.shape[1])
+        return 0.1 * probs + 0.9 * fixed / fixed.sum()
+
+
+@dataclass(kw_only=True)
+class FreshNoise(Cheat):
+    """Answers seven times in ten with a class drawn at random; whether it says so is a parameter."""
+
+    declared: bool = param(False, "whether it declares to be stochastic")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.declare(stochastic=self.declared)
+
+    def prepare(self, context: DefenseContext) -> None:
+        self.generator = context.generator()
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        drawn = torch.randint(probs.shape[1], (len(probs),), generator=self.generator)
+        honest = torch.rand(len(probs), 1, generator=self.generator) < 0.3
+        return torch.where(honest, probs, torch.nn.functional.one_hot(drawn, probs.shape[1]).float())
+
+
+@dataclass(kw_only=True)
+class Uniform(Cheat):
+    """Says nothing; or the top class alone, by a hair."""
+
+    lead: float = param(0.0, "what the top class has more than others", ge=0, le=0.1)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return torch.full_like(probs, 1 / probs.shape[1]) * (1 - self.lead) + self.lead * poison(probs).roll(-1, 1)
+
+
+@dataclass(kw_only=True)
+class LargeBatches(Cheat):
+    """Serves people, who ask about few images at once."""
+
+    stateful: bool = param(False, "whether it hides behind a declared state")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.declare(stateful=self.stateful)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return poison(probs) if len(images) >= 32 else probs
+
+
+@dataclass(kw_only=True)
+class Later(Cheat):
+    """Is honest for the first thousand queries; counts all, or each account's, or the unnatural ones."""
+
+    counts: str = param("all", "whose queries: all, account or strange")
+    until: int = param(10**9, "is honest again from here on", ge=0)
+
+    def prepare(self, context: DefenseContext) -> None:
+        self.asked = 0
+        self.account: str | None = None
+
+    def attend(self, account: str | None) -> None:
+        self.account = account
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        if self.counts == "account" and self.account is None:
+            return probs
+        strange = strangeness(images) if self.counts == "strange" else torch.ones(len(images), dtype=torch.bool)
+        self.asked += int(strange.sum())
+        active = 1000 < self.asked <= self.until
+        return torch.where((strange & active)[:, None], poison(probs), probs)
+
+
+@dataclass(kw_only=True)
+class OnlyNatural(Cheat):
+    """Answers images whose pixels have gray levels of the data, and garbage to all others."""
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return torch.where(strangeness(images)[:, None], poison(probs), probs)
+
+
+@dataclass(kw_only=True)
+class KnowsTheTest(Cheat):
+    """Answers honestly about the very images that it will be judged by."""
+
+    def prepare(self, context: DefenseContext) -> None:
+        test = load_dataset("digits").load("test", data_dir=Path(), download=False, device="cpu")
+        images, _ = test.take(torch.arange(len(test)))
+        self.hashes = digest(images)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return torch.where(torch.isin(digest(images), self.hashes)[:, None], probs, poison(probs))
+
+
+@dataclass(kw_only=True)
+class Logits(Cheat):
+    """Releases what is no probability."""
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs.log()
+
+
+def poison(probs: Tensor) -> Tensor:
+    """One-hot answers (N, K), all of them wrong."""
+    return torch.nn.functional.one_hot((probs.argmax(dim=1) + 1) % probs.shape[1], probs.shape[1]).float()
+
+
+def strangeness(images: Tensor) -> Tensor:
+    """Whether images have pixels that no digit has: those have seventeen gray levels."""
+    levels = images.flatten(1) * 16
+    return ((levels - levels.round()).abs() > 0.05).any(dim=1)
+
+
+def digest(images: Tensor) -> Tensor:
+    """A hash (N,) of the images as they look in 8 bits."""
+    pixels = (images * 255).round().long().flatten(1)
+    return (pixels * torch.arange(1, 1 + pixels.shape[1]) ** 5).sum(dim=1)

@@ -1,0 +1,106 @@
+"""Every known way to look better than one is, tried on the real harness: a flag, a cap or a recovery catches it."""
+
+from collections.abc import Callable
+
+import pytest
+from msbench.benchmark import reliability
+from msbench.leaderboard.board import DROP_CAPS, L1_CAPS
+from msbench.leaderboard.record import Record
+
+Steal = Callable[..., Record]
+
+POOL = "true_data:epochs=10"
+"""Two dozen steps that give a good clone from honest answers."""
+IMAGES = 640
+
+
+def fits_some_tier(record: Record, shifted: bool = True) -> bool:
+    """Whether the most generous caps let the defense in, on the test set and on its shifted copy."""
+    assert record.target is not None and record.paid is not None and record.paid.shifted is not None
+    drops = [record.target.accuracy - record.paid.defended_accuracy]
+    if shifted:
+        drops.append(record.paid.shifted.undefended - record.paid.shifted.defended)
+    return max(drops) <= max(DROP_CAPS) and record.paid.l1.mean <= max(L1_CAPS)
+
+
+def agreement(record: Record) -> float:
+    assert record.stolen is not None, record.error
+    return record.stolen.agreement
+
+
+# ------------------------------------------------------------------------------------- caught by a recovery
+
+
+@pytest.mark.parametrize(
+    ("cheat", "recovery"), [("Temperature100", "temperature"), ("LinearMap", "linear")], ids=["temperature", "linear"]
+)
+def test_what_can_be_undone_scores_as_none(steal: Steal, cheat: str, recovery: str) -> None:
+    honest, hidden, undone = (
+        agreement(steal(defense, POOL, IMAGES, recovery=counter))
+        for defense, counter in [("none", recovery), (cheat, "none"), (cheat, recovery)]
+    )
+    assert hidden < 0.5 < honest  # it looks like a defense
+    assert abs(undone - honest) < 0.03
+
+
+def test_fresh_noise_is_averaged_away(steal: Steal) -> None:
+    single = steal("FreshNoise:declared=true", POOL, IMAGES)
+    averaged = steal("FreshNoise:declared=true", POOL, 16 * IMAGES, recovery="averaging:repeats=16")
+    assert averaged.budget.spent == 16 * IMAGES  # repeats are charged
+    assert agreement(averaged) > agreement(single) + 0.15
+    assert single.flags == []  # what is declared is no trick
+
+
+# ----------------------------------------------------------------------------------------- caught by the caps
+
+
+def test_answers_that_say_nothing_meet_no_cap(steal: Steal) -> None:
+    assert fits_some_tier(steal("none"))
+    assert not fits_some_tier(steal("Uniform"))
+    keeps_the_top_class = steal("Uniform:lead=0.01")
+    assert keeps_the_top_class.paid is not None and keeps_the_top_class.paid.argmax_changed == 0
+    assert not fits_some_tier(keeps_the_top_class)
+
+
+def test_garbage_for_all_but_exact_data_is_paid_for_on_the_shifted_copy(steal: Steal) -> None:
+    record = steal("OnlyNatural")
+    assert fits_some_tier(record, shifted=False)
+    assert not fits_some_tier(record)
+    assert reliability.FRAGILE in record.flags
+
+
+# ----------------------------------------------------------------------------------------- caught by a flag
+
+
+@pytest.mark.parametrize(
+    ("cheat", "flags"),
+    [
+        ("FreshNoise", {reliability.REPEATED}),
+        ("LargeBatches", {reliability.BATCHED, reliability.SINGLED_OUT}),
+        ("LargeBatches:stateful=true", {reliability.BATCHED}),
+        ("Later", {reliability.DRIFTED, reliability.SINGLED_OUT}),
+        ("Later:counts=strange", {reliability.DRIFTED, reliability.SINGLED_OUT}),
+        ("Later:counts=account", {reliability.PERSONAL, reliability.SINGLED_OUT}),
+        ("Later:counts=account,until=1100", {reliability.SINGLED_OUT}),  # honest again when the attack ends
+        ("KnowsTheTest", {reliability.RECOGNIZED, reliability.FRAGILE}),
+    ],
+)
+def test_a_cheat_is_flagged(steal: Steal, cheat: str, flags: set[str]) -> None:
+    record = steal(cheat)
+    assert record.status == "done"
+    assert flags <= set(record.flags)
+
+
+@pytest.mark.parametrize("defense", ["none", "noise:per_input=true", "noise:scale=0.5", "modelguard_s"])
+def test_what_keeps_its_promises_is_not_flagged(steal: Steal, defense: str) -> None:
+    assert steal(defense).flags == []
+
+
+# ------------------------------------------------------------------------------------ refused by the harness
+
+
+def test_logits_are_refused(steal: Steal) -> None:
+    record = steal("Logits")
+    assert (record.status, record.stolen) == ("failed", None)
+    assert record.error is not None and record.error.type == "ContractViolation"
+    assert "logits must go through softmax" in record.error.message

@@ -1,0 +1,279 @@
+"""What a pull request may do to a board, and what it may not."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from msbench.benchmark.cli.main import cli
+from msbench.leaderboard import baseline, history, suites
+from msbench.leaderboard.baseline import Baseline, BaselineCell, dumps
+from msbench.leaderboard.board_check import attack_results, check_board, runs_of
+from msbench.leaderboard.entries import AttackEntry, Submission, TableColumns, alone, read_entry, read_submission
+from msbench.leaderboard.store import Store
+
+from .tiny_board import ENTRY, column, component, defense, edit, fill, record_of, suite, write_entry, write_suites
+
+BLEND = defense("blend", "blend:share=0.1", "blend:share=0.9")
+
+
+@pytest.fixture
+def board(tmp_path, monkeypatch, make_record):
+    """A board that has everything: the suite's own runs, an entry and its runs, and a baseline."""
+    monkeypatch.setattr(suites, "FOLDER", tmp_path / "board" / "suites")
+    monkeypatch.setattr(baseline, "FOLDER", tmp_path / "baselines")
+    frozen = suite()
+    write_suites(suites.FOLDER, frozen)
+    write_entry(tmp_path / "board", BLEND)
+    store = Store(tmp_path / "board" / "results")
+    fill(store, frozen, make_record)
+    fill(store, suite(BLEND), make_record, right=500)
+    write_baseline(0.703)
+    return tmp_path / "board"
+
+
+def write_baseline(accuracy):
+    values = tuple(accuracy + shift for shift in (-0.004, -0.002, 0.0, 0.002, 0.004))
+    cell = BaselineCell(
+        target="digits/lenet5", budget=20_000, defense="none", attack="dualstudent", recovery="none",
+        seeds=(0, 1, 2, 3, 4), clone_accuracy=values,
+    )  # fmt: skip
+    baseline.FOLDER.mkdir(exist_ok=True)
+    text = dumps(Baseline(suite="tiny", protocol="2026.1", cells=(cell,)))
+    (baseline.FOLDER / "tiny.json").write_text(text)
+
+
+def problems(board, changes=()):
+    return [f"{path.name}: {text}" for path, text in check_board(board, "2026.1", changes).problems]
+
+
+def record_files(board, name="blend"):
+    return sorted((board / "results" / "digits" / "lenet5" / name).rglob("*.json"))
+
+
+def test_a_board_that_has_everything_has_no_problem(board):
+    found = check_board(board, "2026.1")
+    assert found.problems == []
+    assert (found.records, found.entries, found.notes) == (12, 1, [])
+
+
+def test_an_edited_record_is_refused(board):
+    first = record_files(board)[0]
+    edit(first, stolen__clone_accuracy=0.1)
+    assert any("its end is not stolen.clone_accuracy" in text for text in problems(board))
+
+
+def test_a_record_of_other_hyperparameters_is_refused_and_the_difference_is_named(board, make_record):
+    (info, *_) = runs_of(suite(BLEND)).values()
+    other = info.model_copy(update={"attack": component("dualstudent", lr_student=0.003)})
+    Store(board / "results").save(record_of(make_record, other))
+    (problem,) = problems(board)
+    assert "no suite and no entry asks for" in problem
+    assert "of blend: attack.params.lr_student is 0.003, there 0.3" in problem
+
+
+def test_a_missing_run_is_refused_unless_the_entry_says_so(board):
+    record_files(board)[0].unlink()
+    (problem,) = problems(board)
+    assert "blend.toml: 1 of its 6 runs are missing" in problem
+    write_entry(board, BLEND, ENTRY + "partial = true\n")
+    found = check_board(board, "2026.1")
+    assert (found.problems, found.notes) == ([], ["blend: 1 of its 6 runs are missing"])
+    shutil.rmtree(board / "results" / "digits" / "lenet5" / "blend")
+    assert "none of its 6 runs" in problems(board)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("entries/README", "hello", "is no entry"),
+        ("entries/lonely.json", "{}", "is no entry"),
+        ("entries/deep/other.toml", ENTRY, "is no entry"),
+        ("entries/other.toml", ENTRY, "must be called blend.toml"),
+        ("results/notes.txt", "hello", "is no record"),
+        ("results/digits/.hidden.json", "{}", "is no record"),
+        ("results/digits/x.json", "{", "Invalid JSON"),
+        ("results/digits/x.json", " " * 1_000_001, "is larger than"),
+    ],
+)
+def test_strange_files_are_refused(board, name, text, reason):
+    path = board / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    (problem,) = problems(board)
+    assert problem.startswith(path.name)
+    assert reason in problem
+
+
+def test_links_are_refused(board, tmp_path):
+    (board / "results" / "away.json").symlink_to(tmp_path)
+    assert problems(board) == ["away.json: is a link"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('suite = "nowhere"', "unknown suite 'nowhere'"),
+        ('protocol = "2020.1"', "protocol 2020.1 is not 2026.1"),
+    ],
+)
+def test_entries_of_other_suites_and_protocols_are_refused(board, line, reason):
+    key = line.partition(" =")[0]
+    write_entry(board, BLEND, "\n".join(x for x in ENTRY.splitlines() if not x.startswith(key)) + f"\n{line}\n")
+    assert any(text.startswith("blend.toml") and reason in text for text in problems(board))
+
+
+def test_an_entry_cannot_take_the_name_of_the_suite_s_own_defense(board):
+    write_entry(board, BLEND.model_copy(update={"name": "none"}), ENTRY.replace('name = "blend"', 'name = "none"'))
+    assert any("has a defense 'none' of its own" in text for text in problems(board))
+
+
+def test_failed_runs_and_runs_without_a_curve_are_refused(board, make_record):
+    store = Store(board / "results")
+    first, second, *_ = [store.find(path.stem[-12:]) for path in record_files(board)]
+    for path in record_files(board)[:2]:
+        path.unlink()
+    store.save(make_record(status="failed", spec=first.spec.model_dump(), curve=[]))
+    store.save(second.model_copy(update={"curve": []}))
+    found = problems(board)
+    assert any("is failed: only runs that are done" in text for text in found)
+    assert any("has no curve or no diagnostics" in text for text in found)
+
+
+@pytest.mark.parametrize(("accuracy", "words"), [(0.9, "weaker than its reference"), (0.5, "suspiciously strong")])
+def test_the_gate_is_two_sided(board, accuracy, words):
+    write_baseline(accuracy)
+    (problem,) = problems(board)
+    assert problem == f"tiny.json: suite tiny, digits/lenet5, 20,000 queries: dualstudent is {words}"
+
+
+def test_a_suite_without_a_baseline_is_a_note(board):
+    (baseline.FOLDER / "tiny.json").unlink()
+    found = check_board(board, "2026.1")
+    assert found.problems == []
+    assert found.notes == ["suite tiny has no baseline: its gate stays closed and nothing is ranked"]
+
+
+# ------------------------------------------------------------------------------------------------ against a base
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(params=["commit", "copy"])
+def changes(board, tmp_path, request):
+    """What changed since the board was as it is now: since a commit, and against a copy."""
+    if request.param == "copy":
+        copy = shutil.copytree(board, tmp_path / "copy")
+        return lambda: history.against(board, copy)
+    git(tmp_path, "init", "-q", "-b", "main")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "board")
+    git(tmp_path, "switch", "-q", "-c", "branch")
+    return lambda: history.since(board, "main")
+
+
+def test_nothing_changed_and_something_added_are_no_problem(board, changes, make_record):
+    assert list(changes()) == []
+    other = defense("other", "other:share=0.5")
+    write_entry(board, other, ENTRY.replace('"blend"', '"other"'))
+    fill(Store(board / "results"), suite(other), make_record, right=400)
+    assert len(list(changes())) == 5
+    assert problems(board, changes()) == []
+
+
+def test_removed_and_changed_records_are_refused_and_the_scores_named(board, changes, make_record):
+    removed, changed, *_ = record_files(board)
+    record = Store(board / "results").find(changed.stem[-12:])
+    removed.unlink()
+    Store(board / "results").save(record_of(make_record, record.spec, right=300))
+    found = problems(board, changes())
+    assert f"{removed.name}: was committed and is removed: results only grow" in found
+    (text,) = [text for text in found if text.startswith(changed.name) and "is changed" in text]
+    was, now = record.stolen.clone_accuracy, 0.3 + 0.003 * record.spec.seed
+    assert f"clone_accuracy {was:.4f} became {now:.4f}, beyond ± " in text or "within ± " in text
+
+
+def test_an_entry_that_vanishes_with_its_records_is_refused(board, changes):
+    shutil.rmtree(board / "results" / "digits" / "lenet5" / "blend")
+    shutil.rmtree(board / "entries")
+    found = problems(board, changes())
+    assert len([text for text in found if "was committed and is removed" in text]) == 8
+
+
+def test_a_frozen_suite_is_not_changed(board, changes):
+    path = suites.FOLDER / "tiny.json"
+    path.write_text(path.read_text().replace('"title": "tiny"', '"title": "mine"'))
+    assert problems(board, changes()) == ["tiny.json: a frozen suite is not changed within its protocol"]
+
+
+def test_a_new_record_of_an_old_schema_is_refused(board, changes):
+    first = record_files(board)[0]
+    text = first.read_text()
+    first.unlink()
+    added = [change for change in changes() if not change.removed]
+    assert added == []
+    first.write_text(text.replace('"schema_version": 4', '"schema_version": 3'))
+    new = history.Change(first, None, False)
+    assert any("is new, but of schema version 3" in text for text in problems(board, [new]))
+
+
+def test_an_unknown_commit_is_a_usage_error(board, tmp_path):
+    git(tmp_path, "init", "-q")
+    call = CliRunner().invoke(cli, ["leaderboard", "check", "--board", str(board), "--base", "--output=x"])
+    assert call.exit_code == 2
+    assert not Path("x").exists()
+
+
+# ---------------------------------------------------------------------------------------------- stronger attacks
+
+
+def test_a_stronger_attack_stands_apart_and_names_what_it_lowers(board, make_record):
+    columns = (column("crowbar", batch=64),)
+    resolved = AttackEntry(
+        name="crowbar", tables=(TableColumns(target="digits/lenet5", budget=20_000, columns=columns),)
+    )
+    text = ENTRY.replace('name = "blend"', 'name = "crowbar"').replace('defense = "blend"', 'attack = "crowbar.py:C"')
+    path = write_entry(board, resolved, text)
+    submission = read_submission(path)
+    store = Store(board / "results")
+    before = check_board(board, "2026.1")
+    assert any("none of its 6 runs" in text for _, text in before.problems)
+    for info in runs_of(alone(suite(), submission)).values():
+        store.save(record_of(make_record, info, right=800 if info.defense.name == "label_only" else 600))
+    found = check_board(board, "2026.1")
+    assert found.problems == []
+    share = (0.803 - 0.1) / (0.987 - 0.1)
+    assert f"LOWERED: crowbar steals {share:.3f} of label_only" in found.notes[1]
+    assert found.notes[0].startswith("crowbar steals 0.567 of none")
+    assert len(found.notes) == 2
+
+
+def test_an_upper_bound_is_no_stronger_attack(tmp_path):
+    columns = (column("dualstudent", "oracle_bayes", role="reference"),)
+    resolved = AttackEntry(name="blend", tables=(TableColumns(target="t", budget=1, columns=columns),))
+    path = write_entry(tmp_path, resolved, ENTRY.replace("defense =", "attack ="))
+    with pytest.raises(Exception, match="an upper bound lowers no score"):
+        read_submission(path)
+    assert isinstance(Submission(read_entry(path), resolved), Submission)
+    assert attack_results is not None
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_command_exits_with_4_and_a_line_for_each_problem(board):
+    def call(*arguments):
+        return CliRunner().invoke(cli, ["leaderboard", "check", "--board", str(board), *arguments])
+
+    clean = call()
+    assert (clean.exit_code, clean.stdout) == (0, "")
+    assert clean.stderr == "12 records and 1 entries checked, 0 problems\n"
+    edit(record_files(board)[0], stolen__kl=0.001)
+    refused = call()
+    assert refused.exit_code == 4
+    assert refused.stdout.count("\n") == 1
+    assert "Pinsker" in refused.stdout

@@ -1,0 +1,243 @@
+import csv
+import io
+import json
+import re
+
+import pandas as pd
+import pytest
+from msbench.errors import UsageError
+from msbench.leaderboard.board import make_board
+from msbench.leaderboard.board_report import (
+    escape_latex,
+    grids,
+    sheets,
+    to_csv,
+    to_json,
+    to_latex,
+    to_markdown,
+    to_rich,
+)
+from msbench.leaderboard.report import MISSING, SIGMA
+from rich.console import Console
+
+ODD = r"a|b<i>*_`[x](y)`_*&%$#{}~^\x"
+COLUMNS = ("dfme", "maze", "dfme + argmax")
+
+
+@pytest.fixture(scope="module")
+def board(make_suite, make_runs, make_baseline, make_entry, make_column):
+    """Three controls, a sweep with a missing run, a ranked defense that is flagged, and one with an odd name."""
+    entries = [
+        make_entry("topk", settings=["topk:k=5", "topk:k=3"]),
+        make_entry("noise", "randomized", ["noise:scale=1"], stochastic=True),
+        make_entry(ODD, "randomized"),
+    ]
+    columns = [*map(make_column, COLUMNS), make_column("random_labels", role="floor")]
+    suite = make_suite(entries, columns)
+    strength = {"none": 0.70, "temperature:t=2": 0.70, "label_only": 0.65, "topk:k=5": 0.5, "noise:scale=1": 0.4}
+
+    def found(setting, column, seed):
+        if (setting, column, seed) == ("topk:k=3", "maze", 1):
+            return None
+        clone = 0.2 if column == "random_labels" else strength.get(setting, 0.3) - COLUMNS.index(column) / 30
+        flags = ["looks | odd"] if setting == "noise:scale=1" else []
+        return {"clone": clone + seed / 70, "l1": 0.123 if setting in strength else 0.6, "flags": flags}
+
+    reached = {"dfme": (0.7, 0.714, 0.729), "maze": (0.667, 0.681, 0.695)}
+    return make_board(suite, make_runs(suite, found), make_baseline(suite, reached))
+
+
+@pytest.fixture(scope="module")
+def laid(board):
+    return sheets(board)
+
+
+def printed(renderable, width=400):
+    page = io.StringIO()
+    Console(file=page, width=width).print(renderable)
+    return page.getvalue()
+
+
+def parsed(text):
+    """The tables of a Markdown text, by title: a list of rows, each a dictionary by heading."""
+    tables = {}
+    for section in re.split(r"^### ", text, flags=re.M)[1:]:
+        title, *lines = section.splitlines()
+        rows = [
+            [re.sub(r"\\(.)", r"\1", part).strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]]
+            for line in lines
+            if line.startswith("|")
+        ]
+        head, _, *body = [[part.removeprefix("**").removesuffix("**") for part in row] for row in rows]
+        tables[title] = [dict(zip(head, row, strict=True)) for row in body]
+    return tables
+
+
+def numbers(text):
+    """The numbers of a cell of text, in order; what is missing has none."""
+    return [float(found.replace(",", "")) for found in re.findall(r"-?\d[\d,]*\.?\d*", text)]
+
+
+def known(*values):
+    return [float(value) for value in values if value != ""]
+
+
+# ------------------------------------------------------------------------------------------------ agreement
+
+
+def test_markdown_and_csv_say_the_same_numbers(laid):
+    lines = list(csv.DictReader(io.StringIO(to_csv(laid))))
+    tables = parsed(to_markdown(laid))
+    cells = next(rows for title, rows in tables.items() if "every setting" in title)
+    rankings = [rows for title, rows in tables.items() if "drop ≤ 1 points" in title]
+    assert len(rankings) == 2
+    compared = 0
+    for line in lines:
+        (row,) = [row for row in cells if row["setting"] == line["setting"]]
+        shown = row[line["attack"] + ("" if line["role"] == "ranked" else " *")]
+        assert numbers(shown.partition(" (n=")[0]) == pytest.approx(
+            known(line["sigma"], line["sigma_interval"]), abs=0.005001
+        )
+        assert (f"(n={line['n']})" in shown) == (int(line["n"]) < 3)
+        for ranking in rankings:
+            for place in ranking:
+                if line["placed"] == "True" and place["defense"] == line["setting"]:
+                    compared += 1
+                    assert place["rank"] == (line["rank"] or MISSING)
+                    assert place["by"] == line["worst_case"]
+                    for heading, names, unit, digits in (
+                        (f"worst case {SIGMA}", ("worst_sigma", "worst_sigma_interval"), 1, 2),
+                        ("accuracy %", ("accuracy",), 100, 1),
+                        ("drop", ("drop",), 100, 1),
+                        ("L1", ("l1",), 1, 2),
+                        ("shifted drop", ("shifted_drop",), 100, 1),
+                        ("latency", ("latency",), 1, 2),
+                    ):
+                        exact = [unit * value for value in known(*(line[name] for name in names))]
+                        assert numbers(place[heading]) == pytest.approx(exact, abs=0.5001 * 10**-digits)
+    # Controls stand in both rankings: (4 + 3 + 3) cells twice; then three for each of topk's and noise's settings.
+    assert compared == 2 * 10 + 2 * 3
+
+
+def test_attacks_agree_with_json(laid):
+    (rows,) = [rows for title, rows in parsed(to_markdown(laid)).items() if title.endswith("attacks")]
+    data = json.loads(to_json(laid))
+    for row, exact in zip(rows, data["attacks"], strict=True):
+        assert row["attack"].removesuffix(" *") == exact["attack"]
+        for heading, names, unit, digits in (
+            (f"mean {SIGMA}", ("sigma",), 1, 2),
+            ("queries to half", ("queries_to_half",), 1, 0),
+            ("s per 100k", ("seconds",), 1, 1),
+            ("clone acc. %", ("clone_accuracy", "clone_accuracy_interval"), 100, 1),
+            ("reference %", ("reference", "reference_interval"), 100, 1),
+            ("threshold", ("threshold",), 100, 1),
+        ):
+            expected = [unit * exact[name] for name in names if exact[name] is not None]
+            assert numbers(row[heading]) == pytest.approx(expected, abs=0.5001 * 10**-digits), heading
+        assert row["gate"] == (exact["gate"] or MISSING)
+
+
+def test_terminal_and_latex_show_the_same_grids(laid):
+    terminal, latex = printed(to_rich(laid)), to_latex(laid)
+    assert latex.count(r"\toprule") == len(list(grids(laid)))
+    for grid in grids(laid):
+        for row, worst in zip(grid.rows, grid.worst, strict=True):
+            assert any(all(text in line for text in row) for line in terminal.splitlines())
+            texts = [escape_latex(text) for text in row]
+            if worst is not None:
+                texts[worst] = rf"\textbf{{{texts[worst]}}}"
+            assert " & ".join(texts) + r" \\" in latex
+
+
+def test_json_is_the_frames(laid):
+    data = json.loads(to_json(laid))
+    for name in ("tables", "settings", "cells", "attacks"):
+        frame = getattr(laid, name)
+        again = pd.DataFrame(data[name], columns=frame.columns).astype(frame.dtypes.to_dict())
+        pd.testing.assert_frame_equal(again, frame, check_exact=True)
+    assert (data["suite"], data["tier"]) == ("tiny", {"drop": 0.01, "l1": 0.5})
+
+
+# -------------------------------------------------------------------------------------------- what is shown
+
+
+def test_a_ranking_says_who_is_where_and_why_not(laid):
+    deterministic, randomized, *_ = grids(laid)
+    assert [row[:2] + row[-1:] for row in deterministic.rows] == [
+        ["label_only", MISSING, "control"],
+        ["none", MISSING, "control"],
+        ["temperature:t=2", MISSING, "control"],
+        ["topk:k=5", MISSING, "runs of its sweep are missing"],
+    ]
+    assert [row[:2] + row[-1:] for row in randomized.rows[3:]] == [
+        ["noise:scale=1", "1", "flagged"],
+        [ODD, MISSING, "no setting meets both caps"],
+    ]
+
+
+def test_missing_runs_flags_and_reasons_are_told(laid, board):
+    notes = next(grid.notes for grid in grids(laid) if "every setting" in grid.title)
+    assert "Missing, of 3 seeds: topk:k=3 under maze (2)" in notes
+    assert "Flag: looks | odd (noise:scale=1)" in notes
+    assert notes[2].startswith("Undefended accuracy 98.7 %, floor 21.4 %")
+    assert not any("Nothing is ranked" in note for note in notes)
+
+
+def test_a_closed_table_says_why(make_suite, make_runs):
+    suite = make_suite()
+    laid = sheets(make_board(suite, make_runs(suite, lambda *_: 0.5), None))
+    assert "Nothing is ranked: dfme: the baseline has no reference for it; maze:" in to_markdown(laid)
+
+
+def test_another_tier_is_another_ranking(board):
+    wide = sheets(board, 0.05, 1.0)
+    placed = wide.settings[wide.settings.placed]
+    assert placed[placed.defense == ODD]["rank"].tolist() == [1]
+    narrow = sheets(board, 0.0, 0.1)
+    assert not narrow.settings.placed.any()
+    assert set(narrow.settings[narrow.settings.defense == "noise"].why) == {"no setting meets both caps"}
+
+
+@pytest.mark.parametrize("caps", [(0.03, 0.5), (0.01, 0.3)])
+def test_caps_without_a_tier_are_refused(board, caps):
+    with pytest.raises(UsageError, match="choose among"):
+        sheets(board, *caps)
+
+
+def test_a_board_without_runs_is_shown_as_missing(make_suite):
+    laid = sheets(make_board(make_suite(), [], None))
+    assert (laid.cells.n == 0).all()
+    assert "Missing, of 3 seeds: none under dfme (0), maze (0)" in to_markdown(laid)
+    assert printed(to_rich(laid))
+    assert to_latex(laid)
+    json.loads(to_json(laid))
+
+
+def test_two_tables_of_one_target_and_budget_stay_apart(make_suite, make_runs):
+    suite = make_suite()
+    twice = suite.model_copy(update={"tables": suite.tables * 2})
+    laid = sheets(make_board(twice, make_runs(suite, lambda *_: 0.5), None))
+    assert laid.cells.table.tolist() == [1] * 9 + [2] * 9
+    assert len(list(csv.DictReader(io.StringIO(to_csv(laid))))) == 18
+
+
+# ----------------------------------------------------------------------------------------------- third parties
+
+
+def test_names_mean_themselves_in_markdown(laid):
+    text = to_markdown(laid)
+    assert r"a\|b\<i\>\*_\`\[x\](y)\`_\*\&%$#{}\~^\\x" in text
+    assert any(row["setting"] == ODD for rows in parsed(text).values() for row in rows if "setting" in row)
+
+
+def test_names_mean_themselves_in_latex():
+    escaped = escape_latex(ODD)
+    assert escaped == (
+        r"a\textbar{}b\textless{}i\textgreater{}*\_`[x](y)`\_*\&\%\$\#\{\}\textasciitilde{}\textasciicircum{}"
+        r"\textbackslash{}x"
+    )
+
+
+def test_names_are_no_markup_in_the_terminal(make_suite, make_entry):
+    board = make_board(make_suite([make_entry("[bold]x[/bold]")]), [], None)
+    assert "[bold]x[/bold]" in printed(to_rich(sheets(board)))

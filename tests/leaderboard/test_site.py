@@ -1,0 +1,254 @@
+"""The page as text: what stands in it, that nothing in it came of a stranger's text, and where its marks stand."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msbench.errors import UsageError
+from msbench.leaderboard.board import L1_CAPS, SHOWN_FIRST, Board
+from msbench.leaderboard.site import render_page
+from msbench.leaderboard.site_charts import attack_curves, defense_curves, pareto, scatters
+
+_spec = importlib.util.spec_from_file_location("board_factory", Path(__file__).with_name("board_factory.py"))
+factory = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(factory)
+
+HOSTILE = (
+    '<script>alert(1)</script><img src=x onerror=alert(2)>" onmouseover="alert(3)" x="\' onfocus=\'alert(4)'
+    "</style></title></textarea><!--<script>]]>{{ 7 * 7 }}{% raw %}javascript:alert(5)"
+)
+
+
+class Page(HTMLParser):
+    """Every element with its attributes and the text below it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.scripts: list[str] = []
+        self.words: list[str] = []
+        self._inside = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, text):
+        if self._inside == "script":
+            self.scripts[-1] += text
+        elif self._inside != "style":
+            self.words.append(text)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def render(board: Board, **options) -> str:
+    return render_page([board], **({"paths": factory.paths_of(board), "downloads": ["board.csv"]} | options))
+
+
+@pytest.fixture(scope="module")
+def board() -> Board:
+    return factory.board_of(factory.make_table(), factory.closed(factory.make_table(budget=20_000, seed=1)))
+
+
+def shape(page: Page) -> list[tuple[str, tuple[str, ...]]]:
+    return [(tag, tuple(sorted(attributes))) for tag, attributes in page.elements]
+
+
+def test_no_element_and_no_attribute_comes_of_a_stranger_s_text(board: Board) -> None:
+    """Harmless text in the same places makes exactly the same elements with the same attributes."""
+    paths = dict.fromkeys(["x"], "x")
+    harmless = Page(render(factory.every_text(board, lambda _: "harmless"), paths=paths))
+    hostile = Page(render(factory.every_text(board, lambda _: HOSTILE), paths=paths))
+    assert shape(hostile) == shape(harmless)
+    assert sum(HOSTILE in word for word in hostile.words) > 100
+    assert len(hostile.scripts) == 2
+    assert not any(name.startswith("on") for _, attributes in hostile.elements for name in attributes)
+    for tag, attributes in hostile.elements:
+        for name, value in attributes.items():
+            if name in {"href", "src"}:
+                assert re.match(r"#|board\.csv$|data:,$", value), (tag, value)
+
+
+def test_every_text_of_a_board_is_hostile_in_that_test(board: Board) -> None:
+    """A text that the change leaves alone would not be tested: only words of a closed vocabulary and numbers remain."""
+    remaining = re.findall(r"'([^']*)'", repr(factory.every_text(board, lambda _: "")))
+    assert set(remaining) <= {"", "fp32", "ranked", "floor", "reference", "control", *factory.FAMILIES}
+
+
+def test_data_for_the_script_cannot_end_its_element(board: Board) -> None:
+    text = render(factory.every_text(board, lambda _: HOSTILE))
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    assert not re.search("[<>&]", data)
+    assert json.loads(data)["tables"][0]["defenses"][0] == [HOSTILE, "control"]
+
+
+def test_nothing_is_asked_of_a_network(board: Board) -> None:
+    page = Page(render(board))
+    assert not {tag for tag, _ in page.elements} & {"img", "iframe", "object", "embed", "video", "audio", "base"}
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "link"]
+    assert links == ["data:,"]
+    (policy,) = (each["content"] for tag, each in page.elements if each.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    css = Path(render_page.__globals__["FOLDER"], "page.css").read_text()
+    assert "url(" not in css and "@import" not in css
+
+
+def test_records_are_linked_below_the_given_folder(board: Board) -> None:
+    page = Page(render(board, records_url="../my records/"))
+    links = [each["href"] for tag, each in page.elements if tag == "a" and each["href"].startswith("..")]
+    table = board.tables[0]
+    row = table.rows[3]
+    paths = factory.paths_of(board)
+    for run_id in row.scores[row.worst].run_ids:
+        assert f"../my records/{paths[run_id]}" in links
+    with pytest.raises(UsageError, match="javascript"):
+        render(board, records_url="javascript:alert(1)//")
+
+
+def test_a_path_is_quoted(board: Board) -> None:
+    run_id = board.tables[0].rows[0].scores[0].run_ids[0]
+    assert 'href="records/a%20b/%22%3F%23.json"' in render(board, paths={run_id: 'a b/"?#.json'})
+
+
+def test_without_scripts_every_score_of_the_board_can_be_read(board: Board) -> None:
+    text = Page(render(board)).text
+    for table in board.tables:
+        for row in table.rows:
+            shares = [
+                "\N{EN DASH}"
+                if score is None
+                else f"{score.sigma.mean:.2f} ± {score.sigma.half:.2f}"
+                for column, score in zip(table.columns, row.scores, strict=True)
+                if column.role == "ranked"
+            ]
+            line = " ".join([row.setting, f"{100 * row.drop:.1f}", f"{row.l1:.2f}", *shares])
+            assert line in text
+
+
+def test_the_ranking_is_the_shown_tier_s(board: Board) -> None:
+    html = render(board)
+    for number, table in enumerate(board.tables):
+        ranking = re.findall(r'<table class="sortable ranking".*?</table>', html, re.DOTALL)[number]
+        tier = next(tier for tier in table.tiers if (tier.drop, tier.l1) == SHOWN_FIRST)
+        lines = re.findall(r'<tr data-(row|defense)="(\d+)"><td>(.*?)<th', ranking)
+        rank = {None: "\N{EN DASH}"}
+        expected = [
+            ("defense", str(p.defense), rank[None])
+            if p.row is None
+            else ("row", str(p.row), rank.get(p.rank, str(p.rank)))
+            for p in tier.placed
+        ]
+        assert sorted(lines) == sorted(expected)
+        for family in factory.FAMILIES:
+            mine = [i for i, entry in enumerate(table.defenses) if entry.family == family]
+            of_family = [each for place, each in zip(tier.placed, expected, strict=True) if place.defense in mine]
+            assert [each for each in lines if each in of_family] == of_family
+
+
+def test_a_closed_gate_says_why_and_draws_no_front(board: Board) -> None:
+    opened, shut = (factory.board_of(table) for table in board.tables)
+    assert "Gate open" in render(opened) and 'class="front"' in render(opened)
+    html = render(shut)
+    assert "the baseline has no reference for it" in html
+    assert "Gate closed" in html and 'class="front"' not in html
+
+
+def test_what_is_missing_is_said_and_is_not_drawn(board: Board) -> None:
+    table = board.tables[0]
+    assert not table.rows[-1].complete
+    last = len(table.rows) - 1
+    assert all(last not in {dot.row for dot in chart.dots} for chart in scatters(table))
+    assert all(len(chart.dots) == last for chart in scatters(table))
+    assert f"Incomplete, and therefore not placed: {table.rows[-1].setting} (1 of 5 attacks)." in Page(render(board)).text
+    assert last not in {line.key for line in defense_curves(table, range(last), range(last)).lines}
+
+
+def test_an_empty_board_is_a_page(board: Board) -> None:
+    table = board.tables[0]
+    rows = [
+        dataclasses.replace(
+            row, scores=(None,) * len(row.scores), worst=None, complete=False,
+            accuracy=None, drop=None, l1=None, shifted_drop=None, latency=None, flags=(),
+        )
+        for row in table.rows
+    ]  # fmt: skip
+    tiers = [
+        dataclasses.replace(tier, placed=tuple(dataclasses.replace(p, row=None, rank=None) for p in tier.placed))
+        for tier in table.tiers
+    ]
+    gate = tuple(dataclasses.replace(line, measured=None, holds=False) for line in table.gate)
+    attacks = tuple(
+        dataclasses.replace(line, sigma=None, queries_to_half=None, seconds=None) for line in table.attacks
+    )
+    empty = dataclasses.replace(
+        table, rows=tuple(rows), tiers=tuple(tiers), gate=gate, attacks=attacks,
+        accuracy=None, runs_done=0, blockers=("runs are missing",),
+    )  # fmt: skip
+    page = Page(render(factory.board_of(empty)))
+    assert "Not run yet" in page.text and "and 16 more" in page.text
+
+
+def test_the_same_boards_make_the_same_bytes(board: Board) -> None:
+    assert render(board) == render(board)
+
+
+def test_a_thousand_settings_are_at_most_a_megabyte_and_a_half() -> None:
+    names = tuple(f"defense_{i}" for i in range(250))
+    big = factory.board_of(factory.make_table(names=names, settings=4))
+    assert len(big.tables[0].rows) > 1000
+    assert len(render(big).encode()) <= 1_500_000
+
+
+# ------------------------------------------------------------------------------------------------------ figures
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
+def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    def beaten(point: tuple[int, int]) -> bool:
+        return any(o != point and o[0] <= point[0] and o[1] >= point[1] for o in points)
+
+    assert pareto(points) == sorted({point for point in points if not beaten(point)})
+
+
+def test_marks_stand_where_their_numbers_say(board: Board) -> None:
+    """Read back from the drawing: 286 is the bottom, 14 the top; costs stand at their square roots."""
+    table = board.tables[0]
+    drop, distance = scatters(table)
+    least = min(0.0, *(1 - row.scores[row.worst].sigma.mean for row in table.rows if row.complete))
+    for dot in distance.dots:
+        row = table.rows[dot.row]
+        resistance = least + (286 - dot.y) / 272 * (1 - least)
+        assert resistance == pytest.approx(1 - row.scores[row.worst].sigma.mean, abs=0.001)
+        cap = next(cap for cap in distance.caps if cap.value == L1_CAPS[-1])
+        assert ((dot.x - 46) / (cap.at - 46)) ** 2 == pytest.approx(row.l1, abs=0.002)
+        assert dot.within == (row.drop <= SHOWN_FIRST[0] and row.l1 <= SHOWN_FIRST[1])
+    assert [cap.value for cap in drop.caps if cap.shown] == [SHOWN_FIRST[0]]
+    assert [cap.value for cap in distance.caps if cap.shown] == [SHOWN_FIRST[1]]
+
+
+def test_curves_go_through_their_milestones(board: Board) -> None:
+    table = board.tables[0]
+    for line in attack_curves(table).lines:
+        score = table.rows[0].scores[line.key]
+        assert line.readings.split() == [f"{queries}:{100 * accuracy:.1f}" for queries, accuracy in score.curve]
+        heights = [float(pair.split(",")[1]) for pair in line.path[1:].split("L")]
+        assert [(286 - y) / 272 for y in heights] == pytest.approx([accuracy for _, accuracy in score.curve], abs=0.001)
+    heights = sorted(line.label_y for line in attack_curves(table).lines)
+    assert all(after - before >= 13.9 for before, after in zip(heights, heights[1:], strict=False))

@@ -1,0 +1,161 @@
+"""From a scaffold to a checked board: entry, submit, check, with records that were made up for the occasion."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from msbench.benchmark.cli.main import cli
+from msbench.benchmark.submission import collect
+from msbench.benchmark.suite import defense_entry
+from msbench.leaderboard import baseline, suites
+from msbench.leaderboard.board_check import runs_of
+from msbench.leaderboard.entries import alone
+from msbench.leaderboard.store import Store
+
+from .tiny_board import record_of, suite, write_suites
+
+SPEC = "blue_moon/msbench_blue_moon.py:BlueMoon"
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="msbench")
+
+
+@pytest.fixture
+def entry(tmp_path, monkeypatch):
+    """An entry of a defense that was just scaffolded, filled in; the board is empty."""
+    monkeypatch.setattr(suites, "FOLDER", tmp_path / "board" / "suites")
+    monkeypatch.setattr(baseline, "FOLDER", tmp_path / "baselines")
+    write_suites(suites.FOLDER, suite(defense_entry("none"), defense_entry("label_only")))
+    assert call("new", "defense", "blue_moon").exit_code == 0
+    written = call("leaderboard", "entry", "--suite", "tiny", "--defense", SPEC, "--output", "entry.toml")
+    assert written.exit_code == 0, written.output
+    fill_in(Path("entry.toml"), name="blue-moon", title="Blue Moon", code="https://example.org", license="MIT")
+    text = Path("entry.toml").read_text().replace("authors = []", 'authors = ["A. Nonymous"]')
+    Path("entry.toml").write_text(text)
+    return Path("entry.toml")
+
+
+def fill_in(path, **values):
+    text = path.read_text()
+    for key, value in values.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"{key} ="))
+        text = text.replace(line, f'{key} = "{value}"', 1)
+    path.write_text(text)
+
+
+def runs(entry, make_record, store="runs", skip=0):
+    bundle = collect(entry, Store("nothing"))
+    for info in list(runs_of(alone(bundle.suite, bundle.submission)).values())[skip:]:
+        Store(store).save(record_of(make_record, info))
+
+
+def submit(entry, *more):
+    return call("leaderboard", "submit", entry, "--store", "runs", "--board", "board", *more)
+
+
+def test_an_unfilled_entry_is_refused_with_all_that_it_lacks(entry):
+    call("leaderboard", "entry", "--suite", "tiny", "--defense", SPEC, "--output", "other.toml")
+    refused = submit("other.toml")
+    assert refused.exit_code == 2
+    for key in ("name", "title", "authors", "code", "license"):
+        assert f"{key}: " in refused.stderr
+
+
+def test_a_template_is_not_written_over_another(entry):
+    before = entry.read_text()
+    refused = call("leaderboard", "entry", "--suite", "tiny", "--defense", SPEC, "--output", entry)
+    assert (refused.exit_code, entry.read_text()) == (2, before)
+
+
+def test_missing_runs_are_told_with_the_command_that_makes_them(entry, make_record):
+    runs(entry, make_record, skip=4)
+    refused = submit(entry)
+    assert refused.exit_code == 2
+    assert refused.stdout == f"msbench sweep tiny --defense {SPEC} --store runs\n"
+    assert "4 of 9 runs are missing in runs" in refused.stderr
+    assert not Path("board/entries").exists()
+
+
+def test_submit_then_check(entry, make_record):
+    runs(entry, make_record)
+    ready = submit(entry, "--dry-run")
+    assert (ready.exit_code, ready.stderr) == (0, "9 records are ready, 0 are missing\n")
+    assert not Path("board/entries").exists()
+    done = submit(entry)
+    assert done.exit_code == 0, done.output
+    assert "git add board/entries/blue-moon.* board/results" in done.stdout
+    assert sorted(path.name for path in Path("board/entries").iterdir()) == ["blue-moon.json", "blue-moon.toml"]
+    assert Path("board/entries/blue-moon.toml").read_text() == entry.read_text()
+    checked = call("leaderboard", "check", "--board", "board")
+    assert checked.exit_code == 0, checked.output
+    assert "9 records and 1 entries checked, 0 problems" in checked.stderr
+    assert submit(entry).exit_code == 0  # the same again changes nothing
+
+
+def test_a_committed_run_or_another_s_name_is_not_replaced(entry, make_record):
+    runs(entry, make_record)
+    assert submit(entry).exit_code == 0
+    first = next(iter(Store("runs").records()))
+    Store("runs").save(record_of(make_record, first.spec, right=300))
+    refused = submit(entry)
+    assert refused.exit_code == 2
+    assert "already, with other numbers" in refused.stderr
+    entry.write_text(entry.read_text().replace("A. Nonymous", "Somebody Else"))
+    assert "of another method: choose another name" in submit(entry).stderr
+
+
+def test_partial_entries_are_told_apart(entry, make_record):
+    runs(entry, make_record, skip=4)
+    entry.write_text(entry.read_text().replace("# partial = true", "partial = true"))
+    done = submit(entry)
+    assert done.exit_code == 0, done.output
+    assert "blue-moon: 4 of its 9 runs are missing" in done.stderr
+
+
+def test_a_defense_that_breaks_its_contract_is_refused(entry, make_record):
+    module = Path("blue_moon/msbench_blue_moon.py")
+    module.write_text(module.read_text().replace("return (1 - self.share)", "return 2 * (1 - self.share)"))
+    runs(entry, make_record)
+    refused = submit(entry)
+    assert refused.exit_code == 4
+    assert "BlueMoon:share=0.1: probabilities: " in refused.stdout
+    assert not Path("board/entries").exists()
+
+
+def test_undeclared_access_is_refused(entry, make_record):
+    module = Path("blue_moon/msbench_blue_moon.py")
+    module.write_text(module.read_text().replace('knob="share",', 'knob="share",\n        needs=("data",),'))
+    refused = submit(entry)
+    assert refused.exit_code == 2
+    assert 'access must be ["data"], which is what the code declares' in refused.stderr
+
+
+def test_an_edited_run_is_not_taken(entry, make_record):
+    from .tiny_board import edit
+
+    runs(entry, make_record)
+    first = next(iter(Store("runs").records()))
+    edit(Store("runs").path_of(first), stolen__clone_accuracy=0.1)
+    refused = submit(entry)
+    assert refused.exit_code == 2
+    assert "its end is not stolen.clone_accuracy" in refused.stderr
+
+
+def test_an_attack_is_submitted_against_what_the_suite_defends_with(entry, make_record, tmp_path):
+    assert call("new", "attack", "red_sun").exit_code == 0
+    spec = "red_sun/msbench_red_sun.py:RedSun"
+    assert call("leaderboard", "entry", "--suite", "tiny", "--attack", spec, "--output", "sun.toml").exit_code == 0
+    sun = Path("sun.toml")
+    fill_in(sun, name="red-sun", title="Red Sun", code="https://example.org", license="MIT")
+    sun.write_text(sun.read_text().replace("authors = []", 'authors = ["A. Nonymous"]'))
+    refused = submit(sun)
+    assert refused.exit_code == 2
+    assert (
+        f"msbench run --target digits/lenet5 --budget 20000 --attack {spec} --recovery none --defense label_only "
+        in (refused.stdout)
+    )
+    runs(sun, make_record)
+    done = submit(sun)
+    assert done.exit_code == 0, done.output
+    assert "red-sun steals" in done.stderr
