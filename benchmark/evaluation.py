@@ -153,7 +153,7 @@ class Evaluator:
 
     def _shifted(self) -> Shifted:
         copy = shifted(self.test)
-        with without_trace(self.deployment.defense):
+        with without_trace(self.deployment):
             seen = self._released(copy)
         clean = metrics.predict(self.deployment.target, copy)
         return Shifted(

@@ -22,12 +22,14 @@ Key = tuple[str, int, str, str, str]
 """Target, budget, defense, attack and recovery, as the suite writes them."""
 
 
-def cells_of(suite: FrozenSuite, seeds: Sequence[int] | None = None, attacks: Sequence[str] = ()) -> list[Cell]:
+def cells_of(
+    suite: FrozenSuite, seeds: Sequence[int] | None = None, *, attacks: Sequence[str] = (), defenses: Sequence[str] = ()
+) -> list[Cell]:
     """The runs of a suite, in the order due.
 
     Args:
         seeds: instead of the suite's.
-        attacks: patterns of which one must match the attack; none stands for all.
+        attacks, defenses: patterns of which one must match the spec; none stands for all.
 
     Raises `UsageError` if nothing is left.
     """
@@ -37,11 +39,15 @@ def cells_of(suite: FrozenSuite, seeds: Sequence[int] | None = None, attacks: Se
     cells = [
         cell
         for cell in plans(suite)
-        if not attacks or any(fnmatchcase(cell.request.attack, pattern) for pattern in attacks)
+        if _matches(cell.request.attack, attacks) and _matches(cell.request.defense, defenses)
     ]
     if not cells:
-        raise UsageError(f"suite {suite.name} has no attack {', '.join(attacks)}")
+        raise UsageError(f"suite {suite.name} has no run of {', '.join([*attacks, *defenses])}")
     return cells
+
+
+def _matches(spec: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatchcase(spec, pattern) for pattern in patterns)
 
 
 def key_of(cell: Cell) -> Key:
@@ -131,4 +137,5 @@ def as_junit(lines: Sequence[Comparison], suite: str) -> bytes:
         if not line.holds:
             text = f"{line.verdict}: measured {row[2]}, baseline {row[3]} {row[4]}, {line.n} seeds"
             Xml.SubElement(case, "failure", message=text).text = text
-    return b'<?xml version="1.0" encoding="utf-8"?>\n' + Xml.tostring(root, encoding="utf-8") + b"\n"
+    document: bytes = Xml.tostring(root, encoding="utf-8", xml_declaration=True)
+    return document + b"\n"

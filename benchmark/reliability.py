@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..defenses.base import Defense, Traits
+from ..defenses.base import Traits
 from ..defenses.deployment import Deployment
 from ..leaderboard.record import Paid
 from ..targets.datasets.base import Images, TensorImages
@@ -133,7 +133,7 @@ class Reliability:
     def _batched(self) -> bool:
         """One customer's batch is answered as if its images had come one by one; true of stateful defenses as well."""
         [together] = self._ask([self.images], VISITOR)
-        alone = self._ask(list(self.images[:ALONE].split(1)), VISITOR)
+        alone = self._ask(list(torch.split(self.images[:ALONE], 1)), VISITOR)
         clean, released = zip(*alone, strict=True)
         first = Answers(together.clean[:ALONE], together.released[:, :ALONE])
         return self._differ(first, Answers(torch.cat(clean), torch.cat(released, dim=1)))
@@ -158,7 +158,7 @@ class Reliability:
     def _singled_out(self, sample: Sample) -> bool:
         if len(sample.images) == 0:
             return False
-        parts = self._ask(list(sample.images.split(PROBES)), None)
+        parts = self._ask(list(torch.split(sample.images, PROBES)), None)
         clean, released = (torch.cat(each, dim=-2) for each in zip(*parts, strict=True))
         return self._differ(Answers(sample.clean, sample.released[None]), Answers(clean, released))
 
@@ -179,7 +179,7 @@ class Reliability:
     def _ask(self, batches: list[Tensor], account: str | None) -> list[Answers]:
         """What one customer is answered who asks about these batches in turn; all begin where the attack stands."""
         repeats = REPEATS if self._traits.stochastic and not self._traits.stateful else 1
-        with without_trace(self.deployment.defense):
+        with without_trace(self.deployment):
             return [self._answers(batch, account, repeats) for batch in batches]
 
     def _answers(self, images: Tensor, account: str | None, repeats: int) -> Answers:
@@ -209,14 +209,14 @@ class Reliability:
 
 
 @contextmanager
-def without_trace(defense: Defense) -> Iterator[None]:
+def without_trace(deployment: Deployment) -> Iterator[None]:
     """Whatever is asked within this scope: the defense's state and the random numbers to come are as before."""
-    state = defense.state_dict()
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+    state, device = deployment.defense.state_dict(), deployment.target.mean.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             yield
         finally:
-            defense.load_state_dict(state)
+            deployment.defense.load_state_dict(state)
 
 
 def _damage(answers: Answers) -> Tensor:

@@ -155,7 +155,7 @@ class Turns:
         self.steps = steps
         self.device = device
         self.outcome: Record | UsageError | Interrupted | None = None
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(self.devices):
             torch.manual_seed(seed)

@@ -22,6 +22,8 @@ from ..leaderboard.entries import (
     alone,
     read_entry,
     resolved_text,
+    submissions,
+    with_defenses,
 )
 from ..leaderboard.record import Record, SpecInfo
 from ..leaderboard.store import Store
@@ -36,14 +38,14 @@ Kind = Literal["defense", "attack"]
 _TEMPLATE = Template("""\
 # An entry for the leaderboard. Fill in what is empty; everything is published.
 
-name = $name            # the row's name: lowercase letters, digits, - and _
+name = $name               # the row's name: lowercase letters, digits, - and _
 title = ""              # the method's name, as a reader knows it
 authors = []            # ["First Last", "First Last"]
 date = $date
 code = ""               # https://..., at the version that was run
 license = ""            # the code's: MIT, Apache-2.0, ...
 $kind = $spec
-${recoveries}access = $access            # what it needs beyond probabilities and images
+${recoveries}access = $access             # what it needs beyond probabilities and images
 auxiliary = []          # data beyond the target's training set that anything in it was trained on
 protocol = $protocol
 suite = $suite
@@ -91,8 +93,10 @@ class Bundle:
         return self.submission.entry.name
 
 
-def collect(entry_file: Path, store: Store) -> Bundle:
+def collect(entry_file: Path, store: Store, board: Path) -> Bundle:
     """Read an entry, resolve it with the code that it names, and find the records that its suite asks for.
+
+    An attack's records against defenses that stand on the board are taken along, and are not missed.
 
     Raises `UsageError` for an entry that cannot be used, of another protocol, or whose declared access is not the
     code's, and for a record that could not stand on a board.
@@ -105,15 +109,16 @@ def collect(entry_file: Path, store: Store) -> Bundle:
     if isinstance(resolved, DefenseEntry) and set(resolved.needs) != set(entry.access):
         raise UsageError(f"{entry_file}: access must be {json.dumps(resolved.needs)}, which is what the code declares")
     submission = Submission(entry, resolved)
-    asked = runs_of(alone(suite, submission)).values()
-    found = [(spec, store.get(spec)) for spec in asked]
-    done = [record for _, record in found if record is not None and record.status == "done"]
-    missing = [spec for spec, record in found if record is None or record.status != "done"]
-    for record in done:
+    others = submissions(board / "entries") if entry.kind == "attack" else ()
+    required = runs_of(alone(suite, submission))
+    found = {run: store.get(spec) for run, spec in runs_of(alone(with_defenses(suite, others), submission)).items()}
+    done = {run: record for run, record in found.items() if record is not None and record.status == "done"}
+    missing = [spec for run, spec in required.items() if run not in done]
+    for record in done.values():
         for problem in problems(record, store.path_of(record), PROTOCOL):
             raise UsageError(f"{store.path_of(record)}: {problem}")
     text = entry_file.read_text(encoding="utf-8")
-    return Bundle(submission=submission, text=text, suite=suite, records=tuple(done), missing=tuple(missing))
+    return Bundle(submission=submission, text=text, suite=suite, records=tuple(done.values()), missing=tuple(missing))
 
 
 def broken_promises(submission: Submission) -> Iterator[str]:

@@ -10,18 +10,17 @@ else in a store is another experiment. Of several records of one run the newest 
 import hashlib
 import json
 import math
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from statistics import median
-from typing import NamedTuple, get_args
+from typing import get_args
 
 from ..errors import UsageError
 from .baseline import Baseline
-from .record import Record, run_id
-from .scoring import Estimate, estimate, stolen_share
-from .suites import Column, DefenseEntry, DefenseSetting, Family, FrozenSuite, Table
+from .board_runs import Grid, Run, command_of, enter, floor_of, grid_of, newest
+from .record import Record
+from .scoring import ROUNDING, Estimate, estimate, ranks, stolen_share, told_apart
+from .suites import Column, DefenseEntry, Family, FrozenSuite, Table
 
 DROP_CAPS = (0.0, 0.01, 0.02, 0.05)
 """Caps on the loss of accuracy, as shares."""
@@ -29,8 +28,6 @@ L1_CAPS = (0.1, 0.2, 0.5, 1.0)
 """Caps on the mean L1 distance of released from clean answers."""
 SHOWN_FIRST = (0.01, 0.5)
 """The tier that is shown first."""
-ROUNDING = 1e-9
-"""By how much a mean may exceed a cap, or a control's, for reasons of floating point alone."""
 FAMILIES: tuple[Family, ...] = get_args(Family)
 """Controls first; then the classes of defenses, each with a ranking of its own."""
 
@@ -98,7 +95,8 @@ class Placed:
     row: int | None
     """Position in `BoardTable.rows` of its best setting that meets both caps; None if none does."""
     rank: int | None
-    """1 is best, see `ranks`. None for controls, while runs of its sweep are missing, and while the table is closed."""
+    """1 is best, see `scoring.ranks`. None for controls, while runs of its sweep are missing, and while the table is
+    closed."""
     why: str
     """Why there is no row or no rank: ``no setting meets both caps``, ``runs are missing``, ``control``, …; empty for
     what is ranked."""
@@ -213,9 +211,9 @@ def make_board(
             f"the board is of suite {suite.name}, protocol {suite.protocol}"
         )
     added = sorted(entries, key=lambda entry: entry.name)
-    grids = [_grid(suite.protocol, _enter(table, added)) for table in suite.tables]
+    grids = [grid_of(suite.protocol, enter(table, added)) for table in suite.tables]
     asked = {run for grid in grids for runs in grid.runs.values() for run in runs}
-    runs = _newest(records, asked)
+    runs = newest(records, asked)
     return Board(
         suite=suite.name,
         title=suite.title,
@@ -226,99 +224,12 @@ def make_board(
     )
 
 
-class _Run(NamedTuple):
-    """What the board takes from one record."""
-
-    created: str
-    accuracy: float
-    digest: str
-    clone_accuracy: float
-    agreement: float
-    defended_accuracy: float
-    l1: float
-    shifted_drop: float | None
-    queries_to_half: int | None
-    seconds: float | None
-    latency: float | None
-    flags: tuple[str, ...]
-    curve: tuple[tuple[int, float], ...]
-
-
-class _Grid(NamedTuple):
-    """The runs that a table asks for."""
-
-    table: Table
-    rows: list[tuple[int, DefenseEntry, DefenseSetting]]
-    """Each with its defense's position."""
-    runs: dict[tuple[int, int], tuple[str, ...]]
-    """Identities of the runs, one a seed, by positions of row and column."""
-
-
-def _enter(table: Table, entries: Sequence[DefenseEntry]) -> Table:
-    defenses = (*table.defenses, *entries)
-    names = [entry.name for entry in defenses]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"more than one defense of {table.target.name} is called {', '.join(twice)}")
-    return table.model_copy(update={"defenses": defenses}) if entries else table
-
-
-def _grid(protocol: str, table: Table) -> _Grid:
-    rows = [(i, entry, setting) for i, entry in enumerate(table.defenses) for setting in entry.settings]
-    row_of = {id(setting): i for i, (_, _, setting) in enumerate(rows)}
-    column_of = {id(column): i for i, column in enumerate(table.columns)}
-    runs = {
-        (row_of[id(setting)], column_of[id(column)]): tuple(
-            run_id(table.spec(protocol, column, entry, setting, seed)) for seed in table.seeds
-        )
-        for column, entry, setting in table.cells()
-    }
-    return _Grid(table, rows, runs)
-
-
-def _newest(records: Iterable[Record], asked: set[str]) -> dict[str, _Run]:
-    """The runs that count, by identity."""
-    runs: dict[str, _Run] = {}
-    for record in records:
-        run = _measure(record) if record.run_id in asked else None
-        if run is not None:
-            other = runs.get(record.run_id)
-            runs[record.run_id] = run if other is None else max(other, run, key=_precedence)
-    return runs
-
-
-def _precedence(run: _Run) -> tuple[str, str]:
-    """Equally new records are told apart by what they say."""
-    return run.created, json.dumps(run)
-
-
-def _measure(record: Record) -> _Run | None:
-    target, stolen, paid, timing = record.target, record.stolen, record.paid, record.timing
-    if record.status != "done" or target is None or stolen is None or paid is None:
-        return None
-    spent = record.budget.spent
-    return _Run(
-        created=timing.created_utc,
-        accuracy=target.accuracy,
-        digest=target.digest,
-        clone_accuracy=stolen.clone_accuracy,
-        agreement=stolen.agreement,
-        defended_accuracy=paid.defended_accuracy,
-        l1=paid.l1.mean,
-        shifted_drop=paid.shifted.undefended - paid.shifted.defended if paid.shifted else None,
-        queries_to_half=stolen.queries_to_half,
-        seconds=1e5 * timing.attack / spent if spent else None,
-        latency=timing.latency_ratio.get("256"),
-        flags=tuple(record.flags),
-        curve=tuple((point.queries, point.clone_accuracy) for point in record.curve),
-    )
-
-
 # -------------------------------------------------------------------------------------------------- one table
 
 
-def _table(grid: _Grid, runs: Mapping[str, _Run], baseline: Baseline | None) -> BoardTable:
+def _table(grid: Grid, runs: Mapping[str, Run], baseline: Baseline | None) -> BoardTable:
     table = grid.table
-    floor, no_floor = _floor(grid, runs)
+    floor, no_floor = floor_of(grid, runs)
     rows = [_row(grid, row, runs, floor) for row in range(len(grid.rows))]
     undefended = _only(grid, rows, "none")
     labels = _only(grid, rows, "label_only")
@@ -350,34 +261,17 @@ def _table(grid: _Grid, runs: Mapping[str, _Run], baseline: Baseline | None) -> 
     )
 
 
-def _ids_of(grid: _Grid, defense: str) -> set[str]:
+def _ids_of(grid: Grid, defense: str) -> set[str]:
     of = {i for i, (_, entry, _) in enumerate(grid.rows) if entry.name == defense}
     return {run for (row, _), runs in grid.runs.items() if row in of for run in runs}
 
 
-def _only(grid: _Grid, rows: Sequence[Row], defense: str) -> Row | None:
+def _only(grid: Grid, rows: Sequence[Row], defense: str) -> Row | None:
     """The row of a control without settings to choose from; None where the table has none."""
     return next((row for row, (_, entry, _) in zip(rows, grid.rows, strict=True) if entry.name == defense), None)
 
 
-def _floor(grid: _Grid, runs: Mapping[str, _Run]) -> tuple[float, tuple[str, ...]]:
-    """Accuracy without asking the victim, and what is missing to know it.
-
-    A floor that lacks seeds does not count: the share is then too large rather than too small.
-    """
-    floor, missing = 1 / grid.table.num_classes, []
-    for (_, column), ids in grid.runs.items():
-        if grid.table.columns[column].role != "floor":
-            continue
-        done = [runs[run].clone_accuracy for run in ids if run in runs]
-        if len(done) == len(ids):
-            floor = max(floor, estimate(done).mean)
-        else:
-            missing.append(f"runs of the floor {grid.table.columns[column].label} are missing")
-    return floor, tuple(missing)
-
-
-def _row(grid: _Grid, position: int, runs: Mapping[str, _Run], floor: float) -> Row:
+def _row(grid: Grid, position: int, runs: Mapping[str, Run], floor: float) -> Row:
     defense, entry, setting = grid.rows[position]
     columns = grid.table.columns
     cells = [
@@ -405,13 +299,13 @@ def _row(grid: _Grid, position: int, runs: Mapping[str, _Run], floor: float) -> 
         shifted_drop=_largest(_mean(cell) for cell in shifts if cell),
         latency=median(latencies) if latencies else None,
         flags=tuple(sorted({flag for cell in cells for run in cell for flag in run.flags})),
-        reproduce=_command(grid.table, entry, setting, columns[ranked[0] if worst is None else worst])
+        reproduce=command_of(grid.table, entry, setting, columns[ranked[0] if worst is None else worst])
         if ranked
         else "",
     )
 
 
-def _score(column: int, cell: Sequence[_Run], ids: Sequence[str], runs: Mapping[str, _Run], floor: float) -> Score:
+def _score(column: int, cell: Sequence[Run], ids: Sequence[str], runs: Mapping[str, Run], floor: float) -> Score:
     shares = [stolen_share(run.clone_accuracy, run.accuracy, floor) for run in cell]
     reached = [math.inf if run.queries_to_half is None else run.queries_to_half for run in cell]
     curves = [dict(run.curve) for run in cell]
@@ -443,22 +337,6 @@ def _largest(values: Iterable[float]) -> float | None:
     return None if found is None else max(0.0, found)
 
 
-def _command(table: Table, entry: DefenseEntry, setting: DefenseSetting, column: Column) -> str:
-    """A defense that has its own seed takes the attack's number, so each seed needs a command."""
-    options = {
-        "--target": table.target.name,
-        "--defense": setting.spec,
-        "--attack": column.attack,
-        "--recovery": column.recovery,
-        "--budget": str(table.budget),
-    }
-    command = "msbench run " + " ".join(f"{name} {shlex.quote(value)}" for name, value in options.items())
-    if entry.stochastic:
-        seeds = " ".join(map(str, table.seeds))
-        return f"for seed in {seeds}; do {command} --seed $seed --defense-seed $seed; done"
-    return command + "".join(f" --seed {seed}" for seed in table.seeds)
-
-
 # ---------------------------------------------------------------------------------------- what can be trusted
 
 
@@ -471,7 +349,8 @@ def _gate(table: Table, undefended: Row | None, baseline: Baseline | None) -> It
     ]
     for i in tested:
         column, score = table.columns[i], undefended.scores[i] if undefended else None
-        cell = baseline and baseline.cell(table.target.name, table.budget, "none", column.attack, column.recovery)
+        key = (table.target.name, table.budget, "none", column.attack, column.recovery)
+        cell = baseline.cell(*key) if baseline else None
         n = score.n if score else len(table.seeds)
         yield GateLine(
             column=i,
@@ -518,7 +397,7 @@ def _compared(entry: DefenseEntry, row: Row, labels: Row | None) -> Row:
     mine, theirs = worst_share(row), worst_share(labels) if labels else None
     if entry.family == "control" or not entry.argmax_preserving or mine is None or theirs is None:
         return row
-    if not (row.complete and labels and labels.complete and _told_apart(mine, theirs)):
+    if not (row.complete and labels and labels.complete and told_apart(mine, theirs)):
         return row
     flag = (
         "scores better than label_only, which no defense that keeps the top class can: the suite's attacks do not get "
@@ -527,7 +406,7 @@ def _compared(entry: DefenseEntry, row: Row, labels: Row | None) -> Row:
     return replace(row, flags=(*row.flags, flag))
 
 
-def _table_flags(grid: _Grid, rows: Sequence[Row], undefended: Row | None, targets: Sequence[str]) -> Iterator[str]:
+def _table_flags(grid: Grid, rows: Sequence[Row], undefended: Row | None, targets: Sequence[str]) -> Iterator[str]:
     if len(targets) > 1:
         yield f"not all runs attacked the same weights: the target was trained {len(targets)} times"
     bare = worst_share(undefended) if undefended and undefended.complete else None
@@ -535,7 +414,7 @@ def _table_flags(grid: _Grid, rows: Sequence[Row], undefended: Row | None, targe
         mine = worst_share(row)
         if entry.name != "temperature" or not row.complete or mine is None or bare is None:
             continue
-        if _told_apart(mine, bare) or _told_apart(bare, mine):
+        if told_apart(mine, bare) or told_apart(bare, mine):
             yield f"{row.setting} does not score as none, which an attack that inverts it would bring about"
 
 
@@ -546,27 +425,6 @@ def worst_share(row: Row) -> Estimate | None:
     """The stolen share that a setting is judged by: its worst case; None if there is none yet."""
     score = None if row.worst is None else row.scores[row.worst]
     return score.sigma if score else None
-
-
-def ranks(worst: Sequence[Estimate]) -> list[int]:
-    """Ranks of defenses from their worst cases.
-
-    A defense's rank is one more than the number of defenses that are told apart from it and better: whose whole 95 %
-    interval lies below its own. It is never better than the rank of a defense with a smaller mean, so a wide interval
-    is no merit. What overlaps the best shares its rank; a single run has no interval, and is told apart from nothing.
-    Another defense never changes the order of two, nor ties them, nor improves a rank.
-
-    Args:
-        worst: sorted by their means.
-    """
-    return list(accumulate((1 + sum(_told_apart(other, one) for other in worst) for one in worst), max))
-
-
-def _told_apart(better: Estimate, worse: Estimate) -> bool:
-    """Whether the one's whole interval lies below the other's."""
-    if better.half is None or worse.half is None:
-        return False
-    return better.mean + better.half + ROUNDING < worse.mean - worse.half
 
 
 def _tier(table: Table, rows: Sequence[Row], drop: float, l1: float, *, closed: bool) -> Tier:

@@ -16,7 +16,7 @@ from . import suites
 from .baseline import Baseline, load_baseline
 from .board import gate_text, make_board, worst_share
 from .check import check_records
-from .entries import Submission, alone, defenses, read_submission, with_columns
+from .entries import Submission, alone, read_submission, with_columns, with_defenses
 from .history import Change
 from .record import SCHEMA_VERSION, Record, SpecInfo, run_id
 from .store import load, loads, record_files
@@ -143,8 +143,12 @@ def _check_runs(
     asked = {run: (suite.name, spec) for suite in _suites() for run, spec in runs_of(suite).items()}
     there = {record.run_id for record in records.values() if record.status == "done"}
     for path, submission in submitted.items():
-        runs = runs_of(alone(load_suite(submission.entry.suite), submission))
-        asked |= {run: (submission.entry.name, spec) for run, spec in runs.items()}
+        suite = load_suite(submission.entry.suite)
+        runs, more = (
+            runs_of(alone(suite, submission)),
+            runs_of(alone(_others(suite, submission, submitted), submission)),
+        )
+        asked |= {run: (submission.entry.name, spec) for run, spec in more.items()}
         missing = runs.keys() - there
         if len(missing) == len(runs):
             found.problems.append((path, f"none of its {len(runs)} runs is in {board / 'results'}"))
@@ -156,6 +160,11 @@ def _check_runs(
     for path, record in records.items():
         if record.run_id not in asked:
             found.problems.append((path, _unexpected(record.spec, asked.values())))
+
+
+def _others(suite: FrozenSuite, submission: Submission, submitted: Mapping[Path, Submission]) -> FrozenSuite:
+    """The suite with what else was submitted: an attack may be run against submitted defenses, too, but need not."""
+    return suite if submission.entry.kind == "defense" else with_defenses(suite, submitted.values())
 
 
 def _unexpected(spec: SpecInfo, asked: Iterable[tuple[str, SpecInfo]]) -> str:
@@ -187,21 +196,25 @@ def _check_scores(
 ) -> None:
     """The gate of each suite of which there are runs, and what submitted attacks lower."""
     asked = runs_of(suite).keys()
-    if not any(record.run_id in asked for record in records):
-        return
+    if any(record.run_id in asked for record in records):
+        _check_gate(suite, records, found)
+    everyone = with_defenses(suite, submitted.values())
+    for each in submitted.values():
+        if each.entry.kind == "attack" and each.entry.suite == suite.name:
+            found.notes += attack_results(everyone, each, records)
+
+
+def _check_gate(suite: FrozenSuite, records: list[Record], found: Findings) -> None:
     baseline = _baseline(suite)
     if baseline is None:
         found.notes.append(f"suite {suite.name} has no baseline: its gate stays closed and nothing is ranked")
-    board = make_board(suite, records, baseline, defenses(suite, submitted.values()))
-    for table in board.tables:
+        return
+    for table in make_board(suite, records, baseline).tables:
         for line in table.gate:
             if not line.holds and line.measured and line.reference and line.measured.n == len(table.seeds):
                 where = f"suite {suite.name}, {table.target}, {table.budget:,} queries"
                 text = f"{where}: {table.columns[line.column].label} is {gate_text(line, len(table.seeds))}"
                 found.problems.append((suites.FOLDER / f"{suite.name}.json", text))
-    for each in submitted.values():
-        if each.entry.kind == "attack" and each.entry.suite == suite.name:
-            found.notes += attack_results(suite, each, records)
 
 
 def _baseline(suite: FrozenSuite) -> Baseline | None:
@@ -212,7 +225,7 @@ def _baseline(suite: FrozenSuite) -> Baseline | None:
 
 
 def attack_results(suite: FrozenSuite, submission: Submission, records: list[Record]) -> Iterator[str]:
-    """What a submitted attack does to the suite's defenses: a line for each setting it was run against in full.
+    """What a submitted attack does to a suite's defenses: a line for each setting it was run against in full.
 
     The published score is that of the suite's own columns. It stays what it is until the attack is one of them.
     """

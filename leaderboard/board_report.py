@@ -234,7 +234,7 @@ def _interval(name: str, known: Estimate | None) -> dict[str, Any]:
 
 def grids(laid: Sheets) -> Iterator[Grid]:
     """What the terminal, Markdown and LaTeX show of each table: a ranking for each family, cells, and attacks."""
-    for table in laid.tables.itertuples(index=False):
+    for table in _lines(laid.tables):
         settings, cells, attacks = (_of(frame, table) for frame in (laid.settings, laid.cells, laid.attacks))
         families = [family for family in FAMILIES if family != "control" and family in set(settings.family)]
         title = f"{table.target} · {table.budget:,} queries"
@@ -257,8 +257,14 @@ def heading(laid: Sheets) -> list[str]:
     return [f"{board.title}", *filter(None, [" ".join(board.text.split())]), made]
 
 
+def _lines(frame: pd.DataFrame) -> list[Any]:
+    """The rows, each with its columns as attributes."""
+    return list(frame.itertuples(index=False))
+
+
 def _of(frame: pd.DataFrame, table: Any) -> pd.DataFrame:
-    return frame[frame.table == table.table]
+    mine: pd.DataFrame = frame.loc[frame["table"] == table.table]
+    return mine
 
 
 def _ranking(title: str, settings: pd.DataFrame, notes: list[str]) -> Grid:
@@ -286,8 +292,8 @@ def _rank_row(one: Any) -> list[str]:
 
 def _cell_grid(title: str, settings: pd.DataFrame, cells: pd.DataFrame, notes: list[str]) -> Grid:
     roles = dict(zip(cells.attack, cells.role, strict=True))
-    found = {(one.defense, one.setting, one.attack): one for one in cells.itertuples(index=False)}
-    lines = list(settings.itertuples(index=False))
+    found = {(one.defense, one.setting, one.attack): one for one in _lines(cells)}
+    lines = _lines(settings)
     attacks = list(roles)
     return Grid(
         title=title,
@@ -318,7 +324,7 @@ def _attack_grid(title: str, attacks: pd.DataFrame) -> Grid:
         "clone acc. %",
         "reference %",
     ]
-    lines = list(attacks.itertuples(index=False))
+    lines = _lines(attacks)
     return Grid(
         title=title,
         header=[*header, "threshold", "gate"],
@@ -351,13 +357,13 @@ def _remarks(table: Any, settings: pd.DataFrame, cells: pd.DataFrame) -> Iterato
     for flag in filter(None, table.flags.split("; ")):
         yield f"Flag: {flag}"
     flagged: dict[str, list[str]] = defaultdict(list)
-    for one in settings.itertuples(index=False):
+    for one in _lines(settings):
         for flag in filter(None, one.warnings.split("; ")):
             flagged[flag].append(one.setting)
     yield from (f"Flag: {flag} ({', '.join(where)})" for flag, where in flagged.items())
     lacking = cells[cells.n < len(table.seeds.split())]
     for setting, mine in lacking.groupby("setting", sort=False):
-        columns = ", ".join(f"{one.attack} ({one.n})" for one in mine.itertuples(index=False))
+        columns = ", ".join(f"{one.attack} ({one.n})" for one in _lines(mine))
         yield f"Missing, of {len(table.seeds.split())} seeds: {setting} under {columns}"
 
 

@@ -225,6 +225,13 @@ def defenses(suite: FrozenSuite, entered: Iterable[Submission]) -> list[DefenseE
     return [each.resolved for each in entered if isinstance(each.resolved, DefenseEntry) and belongs(each.entry, suite)]
 
 
+def with_defenses(suite: FrozenSuite, entered: Iterable[Submission]) -> FrozenSuite:
+    """The suite with those defenses in each of its tables."""
+    rows = tuple(defenses(suite, entered))
+    tables = tuple(table.model_copy(update={"defenses": (*table.defenses, *rows)}) for table in suite.tables)
+    return suite.model_copy(update={"tables": tables})
+
+
 def belongs(entry: Entry, suite: FrozenSuite) -> bool:
     """Whether an entry is of this suite, as it is frozen now."""
     return entry.suite == suite.name and entry.protocol == suite.protocol

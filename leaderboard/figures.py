@@ -7,7 +7,7 @@ in them begins no formula.
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ LOOKS: dict[Family, tuple[str, str]] = {
 
 _COLORS = [color for color, _ in LOOKS.values()]
 _DASHES = ("-", "--", ":", "-.")
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "msbench",
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
@@ -81,13 +81,13 @@ def curves(table: BoardTable, tier: Tier) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     bare = next((row for row in table.rows if table.defenses[row.defense].name == "none"), None)
     for i, score in enumerate(filter(None, bare.scores if bare else ())):
-        dash = _DASHES[i // len(_COLORS) % len(_DASHES)]
-        _curve(left, score, _COLORS[i % len(_COLORS)], dash, table.columns[score.column].label)
+        color, dash = _COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]
+        _curve(left, score, color, dash, table.columns[score.column].label)
     placed = [table.rows[one.row] for one in tier.placed if one.row is not None]
     for row, label in _labeled(table, placed):
-        score = None if row.worst is None else row.scores[row.worst]
-        if score:
-            _curve(right, score, LOOKS[table.defenses[row.defense].family][0], "-", label)
+        worst = None if row.worst is None else row.scores[row.worst]
+        if worst:
+            _curve(right, worst, LOOKS[table.defenses[row.defense].family][0], "-", label)
     left.set(title=f"Attacks on the undefended {table.target}", ylabel="clone accuracy on the test set")
     right.set(title=f"Worst cases, drop ≤ {100 * tier.drop:g} points, L1 ≤ {tier.l1:g}")
     for axes in (left, right):

@@ -29,7 +29,10 @@ Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[FiniteFloat, Field(ge=0)]
 Nonnegative = Annotated[FiniteFloat, Field(ge=0)]
 
-_SINCE = {3: {"paid": ("flagged", "refused"), "diagnostics": ("detection",)}, 4: {"paid": ("shifted",)}}
+_SINCE: dict[int, dict[str, tuple[str, ...]]] = {
+    3: {"paid": ("flagged", "refused"), "diagnostics": ("detection",)},
+    4: {"paid": ("shifted",)},
+}
 """Which keys of which sections came with which version."""
 
 

@@ -13,10 +13,10 @@ clone knows something before the first query); then the share is too high, and t
 import json
 import math
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
@@ -33,6 +33,9 @@ METRICS = ("agreement", "clone_accuracy", "defended_accuracy", "l1", "stolen_sha
 UPPER_BOUND = "peeks at clean answers: an upper bound, never ranked"
 OWN_DATA = "queries with the target's own training data: a reference, never ranked"
 CHANCE_FLOOR = "attacker owns images: with chance as the floor, the stolen share is too high"
+
+ROUNDING = 1e-9
+"""By how much numbers may differ for reasons of floating point alone."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -145,6 +148,27 @@ def estimate(values: Iterable[float]) -> Estimate:
         return Estimate(mean, None, 1)
     variance = math.fsum((value - mean) ** 2 for value in sample) / (n - 1)
     return Estimate(mean, _t_quantile(n - 1) * math.sqrt(variance / n), n)
+
+
+def ranks(worst: Sequence[Estimate]) -> list[int]:
+    """Ranks of defenses from their worst cases.
+
+    A defense's rank is one more than the number of defenses that are told apart from it and better: whose whole 95 %
+    interval lies below its own. It is never better than the rank of a defense with a smaller mean, so a wide interval
+    is no merit. Two that are told apart never share a rank; a single run has no interval, and is told apart from
+    nothing. One more defense never reverses the order of two, nor ties two that are told apart, nor improves a rank.
+
+    Args:
+        worst: sorted by their means.
+    """
+    return list(accumulate((1 + sum(told_apart(other, one) for other in worst) for one in worst), max))
+
+
+def told_apart(better: Estimate, worse: Estimate) -> bool:
+    """Whether the one's whole interval lies below the other's."""
+    if better.half is None or worse.half is None:
+        return False
+    return better.mean + better.half + ROUNDING < worse.mean - worse.half
 
 
 def cells(records: Iterable[Record]) -> list[Cell]:

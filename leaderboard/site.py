@@ -19,7 +19,16 @@ from markupsafe import Markup
 from ..errors import UsageError
 from .board import DROP_CAPS, L1_CAPS, SHOWN_FIRST, Board, BoardTable, Placed, Row, Tier, gate_text, meets, worst_share
 from .scoring import Estimate
-from .site_charts import Curves, Scatter, attack_curves, defense_curves, scatters, short_count, undefended_row, worst_score
+from .site_charts import (
+    Curves,
+    Scatter,
+    attack_curves,
+    defense_curves,
+    scatters,
+    short_count,
+    undefended_row,
+    worst_score,
+)
 from .suites import Column, DefenseEntry
 
 FOLDER = Path(__file__).parent / "site"
@@ -130,20 +139,24 @@ def render_page(
         raise UsageError(f"{records_url!r} is no relative path and no http(s) address")
     views = list(_views(boards))
     style, script = (_source(name) for name in ("page.css", "page.js"))
-    return _environment(paths, records_url).get_template("page.html").render(
-        boards=boards,
-        views=views,
-        data={"tables": [_data(view.table) for view in views], "shown": list(SHOWN_FIRST)},
-        downloads=[(name, quote(name)) for name in downloads],
-        attack_results=attack_results,
-        families=HEADINGS,
-        drop_caps=DROP_CAPS,
-        l1_caps=L1_CAPS,
-        shown_first=SHOWN_FIRST,
-        style=Markup(style),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        policy=f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
-        "base-uri 'none'; form-action 'none'",
+    return (
+        _environment(paths, records_url)
+        .get_template("page.html")
+        .render(
+            boards=boards,
+            views=views,
+            data={"tables": [_data(view.table) for view in views], "shown": list(SHOWN_FIRST)},
+            downloads=[(name, quote(name)) for name in downloads],
+            attack_results=attack_results,
+            families=HEADINGS,
+            drop_caps=DROP_CAPS,
+            l1_caps=L1_CAPS,
+            shown_first=SHOWN_FIRST,
+            style=Markup(style),
+            script=Markup(script),
+            policy=f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+            "base-uri 'none'; form-action 'none'",
+        )
     )
 
 
@@ -243,7 +256,13 @@ def _environment(paths: Mapping[str, str], records_url: str) -> jinja2.Environme
         "worst": worst_score,
         "first": lambda values, n: values[:n],
     }
-    environment.globals |= {"nothing": NOTHING, "missing_scores": _missing_scores, "card": _card, "best": _best, "gate_text": gate_text}
+    environment.globals |= {
+        "nothing": NOTHING,
+        "missing_scores": _missing_scores,
+        "card": _card,
+        "best": _best,
+        "gate_text": gate_text,
+    }
     environment.globals["listed_missing"] = LISTED_MISSING
     return environment
 
@@ -251,9 +270,9 @@ def _environment(paths: Mapping[str, str], records_url: str) -> jinja2.Environme
 def _interval(estimate: Estimate | None, digits: int = 2, unit: float = 1) -> Markup:
     """Mean and half of the 95 % interval."""
     if estimate is None:
-        return Markup(NOTHING)  # noqa: S704
+        return Markup(NOTHING)
     half = "" if estimate.half is None else f" <i>± {unit * estimate.half:.{digits}f}</i>"
-    return Markup(f"{unit * estimate.mean:.{digits}f}{half}")  # noqa: S704
+    return Markup(f"{unit * estimate.mean:.{digits}f}{half}")
 
 
 def _shade(share: float) -> int:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -139,8 +140,11 @@ def load_target(
     if parsed.brings_weights:
         return _pretrained(parsed, open_split, torch.device(device))
     path = _cache_path(parsed)
-    cached = _from_cache(parsed, path, torch.device(device))
-    return cached or _train_and_cache(parsed, path, open_split, torch.device(device), listener)
+    if (cached := _from_cache(parsed, path, torch.device(device))) is not None:
+        return cached
+    with _alone(path, stop):
+        cached = _from_cache(parsed, path, torch.device(device))  # by whoever was waited for
+        return cached or _train_and_cache(parsed, path, open_split, torch.device(device), listener)
 
 
 def cached_targets() -> Iterator[Card]:
@@ -180,6 +184,35 @@ class _Stoppable:
             if self._stop.is_set():
                 raise Interrupted("stopped before the target was ready; nothing of it is kept")
             yield batch
+
+
+@contextmanager
+def _alone(path: Path, stop: threading.Event | None) -> Iterator[None]:
+    """Keep other processes from training the same target meanwhile: on a GPU, two of them would end in two targets.
+
+    Where files cannot be locked each trains on its own. Raises `Interrupted` where ``stop`` is set while waiting.
+    """
+    try:
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_suffix(".lock").open("w")
+    except (ImportError, OSError):
+        yield
+        return
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if stop is not None and stop.is_set():
+                    raise Interrupted("stopped while another process was training the target") from None
+                time.sleep(0.2)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
+        yield
 
 
 def _cache_path(parsed: TargetName) -> Path:

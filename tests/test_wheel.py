@@ -58,6 +58,7 @@ def test_files_that_are_no_modules_are_in_the_wheel(wheel: list[str]) -> None:
     data = {name for name in wheel if name.startswith("msbench/") and not name.endswith(".py")}
     assert {"msbench/py.typed", "msbench/benchmark/hyperparameters.toml", "msbench/leaderboard/schema.json"} <= data
     assert {f"msbench/benchmark/studies/{page}.toml" for page in ("attacks", "defenses")} <= data
+    assert {f"msbench/leaderboard/site/page.{ending}" for ending in ("html", "css", "js")} <= data
 
 
 def test_the_license_and_the_entry_points_are_in_the_metadata(wheel: list[str]) -> None:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Take results and entries of the board in this folder, and not the records in the store.",
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", default="site", show_default=True)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", default="site", show_default=True
+)
 @click.option(
     "--records-url", metavar="URL", help="Where the page finds the records.  [their folder's place beside the page]"
 )

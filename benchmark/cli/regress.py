@@ -31,6 +31,7 @@ REGRESSION = 3
 @click.option("--baseline", metavar="NAME_OR_FILE", help="What to compare with; the suite's own where none is given.")
 @click.option("--seed", metavar="SEEDS", type=parse_seeds, help="Seeds instead of the suite's: 0-2, say.")
 @click.option("--attack", metavar="PATTERN", multiple=True, help="Only these attacks; the option repeats.")
+@click.option("--defense", metavar="PATTERN", multiple=True, help="Only against these defenses, none say.")
 @click.option("--update", is_flag=True, help="Write what is measured to the baseline instead, from 20 seeds or more.")
 @click.option("--store", type=click.Path(file_okay=False, path_type=Path), help="Keep the records, and continue there.")
 @click.option("--slots", metavar="N", type=click.IntRange(min=1), help="Runs at a time; one a core or GPU otherwise.")
@@ -50,6 +51,7 @@ def regress(
     baseline: str | None,
     seed: tuple[int, ...] | None,
     attack: tuple[str, ...],
+    defense: tuple[str, ...],
     update: bool,
     store: Path | None,
     slots: int | None,
@@ -74,7 +76,7 @@ def regress(
     from ..suite import load, name_of
 
     frozen = load(suite)
-    cells = cells_of(frozen, seed, attack)
+    cells = cells_of(frozen, seed, attacks=attack, defenses=defense)
     known = None if update else load_baseline(baseline or name_of(suite))
     if known is not None and known.protocol != frozen.protocol:
         raise UsageError(f"the baseline is of protocol {known.protocol}, the suite of {frozen.protocol}")

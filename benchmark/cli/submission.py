@@ -221,7 +221,7 @@ def submit(ctx: click.Context, path: Path, store: Path, board: Path, dry_run: bo
     from ..submission import broken_promises, collect, commands, write
 
     _check_folder(board)
-    bundle = collect(path, Store(store))
+    bundle = collect(path, Store(store), board)
     if bundle.missing and not bundle.submission.entry.partial:
         for command in commands(bundle, store):
             click.echo(command)

@@ -46,7 +46,7 @@ class Claim:
         os.close(self.handle)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self.path, reduction.DupFd(self.handle))  # type: ignore[attr-defined]  # not on Windows
+        return _received, (self.path, reduction.DupFd(self.handle))
 
 
 def _received(path: Path, handle: Any) -> Claim:

@@ -225,6 +225,7 @@ def test_what_is_not_what_the_suite_froze_is_refused(tmp_path: Path, store: Stor
     assert list(record_files(store.root)) == []
 
 
+@pytest.mark.slow
 def test_the_server_does_not_touch_cuda() -> None:
     script = (
         "import torch\n"

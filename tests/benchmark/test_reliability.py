@@ -72,7 +72,7 @@ def test_the_shifted_copy_is_always_the_same_and_near_the_data() -> None:
 def test_asking_leaves_no_trace() -> None:
     service = deployment(Counting())
     before, random = snapshot(service.defense, skip=("traits",)), torch.get_rng_state()
-    with without_trace(service.defense):
+    with without_trace(service):
         service.answer(torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(1)))
     assert torch.equal(service.defense.batches, before["batches"])  # type: ignore[attr-defined]
     assert torch.equal(torch.get_rng_state(), random)

@@ -104,11 +104,13 @@ def test_a_table_takes_over_what_it_does_not_say_and_a_run_of_two_tables_is_one(
 
 
 def test_labels_are_attacked_with_the_settings_for_labels(written) -> None:
-    suite = written(f'{HEAD}columns = [{{ attack = "dfme" }}]\ndefenses = ["none", "label_only", "topk:k=1"]\n')
+    defenses = '["none", "topk:k=2", "topk:k=1", "label_only"]'
+    suite = written(f'{HEAD}columns = [{{ attack = "dfme" }}]\ndefenses = {defenses}\n')
     found = {cell.request.defense: cell.info for cell in plans(suite)}
     for defense, info in found.items():
         assert info.attack == resolve(module.RunSpec(defense=defense, attack="dfme")).info.attack
-    assert found["label_only"].attack != found["none"].attack == found["topk:k=1"].attack
+    assert found["none"].attack == found["topk:k=2"].attack
+    assert found["label_only"].attack == found["topk:k=1"].attack != found["none"].attack
 
 
 def test_a_defense_enters_at_its_sweep_unless_it_sets_its_knob() -> None:

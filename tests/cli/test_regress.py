@@ -1,19 +1,24 @@
 """``msbench regress`` around its runs: verdicts, exit codes, reports."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
 import pytest
+import yaml
 from click.testing import Result
+from msbench.benchmark.cli.regress import regress as command
 from msbench.benchmark.launchers.base import Due, Outcome, Watcher
 from msbench.benchmark.launchers.local import LocalLauncher
 from msbench.leaderboard.baseline import load_baseline
 from msbench.leaderboard.store import Store
 
 from .conftest import Call, made_up
+
+ROOT = Path(__file__).parents[2]
 
 SUITE = """
 title = "tiny"
@@ -110,3 +115,12 @@ def test_records_from_before_do_not_count(regress: Callable[..., Result], streng
 
 def test_unusable(regress: Callable[..., Result]) -> None:
     assert regress().exit_code == 2, "there is no baseline yet"
+
+
+def test_the_action_asks_for_what_there_is() -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    (script,) = [step["run"] for step in action["runs"]["steps"] if "msbench regress" in step.get("run", "")]
+    options = {name for parameter in command.params for name in parameter.opts}
+    assert set(re.findall(r"--[a-z]+", script)) <= options
+    (step,) = [step for step in action["runs"]["steps"] if step.get("run") == script]
+    assert {re.sub(r"\W|inputs", "", value) for value in step["env"].values()} <= set(action["inputs"])

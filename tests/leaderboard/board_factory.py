@@ -199,7 +199,11 @@ def closed(table: BoardTable) -> BoardTable:
     gate = (dataclasses.replace(table.gate[0], reference=None, threshold=None, holds=False), *table.gate[1:])
     tiers = [
         dataclasses.replace(
-            tier, placed=tuple(dataclasses.replace(p, rank=None, why=p.why or "nothing is ranked in this table yet") for p in tier.placed)
+            tier,
+            placed=tuple(
+                dataclasses.replace(p, rank=None, why=p.why or "nothing is ranked in this table yet")
+                for p in tier.placed
+            ),
         )
         for tier in table.tiers
     ]
@@ -234,7 +238,9 @@ def every_text(board: Board, change: Callable[[str], str]) -> Board:
         if isinstance(value, tuple):
             return tuple(walk(item, field) for item in value)
         if isinstance(value, BaseModel):
-            return value.model_copy(update={name: walk(getattr(value, name), name) for name in type(value).model_fields})
+            return value.model_copy(
+                update={name: walk(getattr(value, name), name) for name in type(value).model_fields}
+            )
         if dataclasses.is_dataclass(value):
             names = [each.name for each in dataclasses.fields(value)]
             return dataclasses.replace(value, **{name: walk(getattr(value, name), name) for name in names})

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -132,9 +133,7 @@ def test_without_scripts_every_score_of_the_board_can_be_read(board: Board) -> N
     for table in board.tables:
         for row in table.rows:
             shares = [
-                "\N{EN DASH}"
-                if score is None
-                else f"{score.sigma.mean:.2f} ± {score.sigma.half:.2f}"
+                "\N{EN DASH}" if score is None else f"{score.sigma.mean:.2f} ± {score.sigma.half:.2f}"
                 for column, score in zip(table.columns, row.scores, strict=True)
                 if column.role == "ranked"
             ]
@@ -176,7 +175,9 @@ def test_what_is_missing_is_said_and_is_not_drawn(board: Board) -> None:
     last = len(table.rows) - 1
     assert all(last not in {dot.row for dot in chart.dots} for chart in scatters(table))
     assert all(len(chart.dots) == last for chart in scatters(table))
-    assert f"Incomplete, and therefore not placed: {table.rows[-1].setting} (1 of 5 attacks)." in Page(render(board)).text
+    assert (
+        f"Incomplete, and therefore not placed: {table.rows[-1].setting} (1 of 5 attacks)." in Page(render(board)).text
+    )
     assert last not in {line.key for line in defense_curves(table, range(last), range(last)).lines}
 
 
@@ -194,9 +195,7 @@ def test_an_empty_board_is_a_page(board: Board) -> None:
         for tier in table.tiers
     ]
     gate = tuple(dataclasses.replace(line, measured=None, holds=False) for line in table.gate)
-    attacks = tuple(
-        dataclasses.replace(line, sigma=None, queries_to_half=None, seconds=None) for line in table.attacks
-    )
+    attacks = tuple(dataclasses.replace(line, sigma=None, queries_to_half=None, seconds=None) for line in table.attacks)
     empty = dataclasses.replace(
         table, rows=tuple(rows), tiers=tuple(tiers), gate=gate, attacks=attacks,
         accuracy=None, runs_done=0, blockers=("runs are missing",),
@@ -251,4 +250,4 @@ def test_curves_go_through_their_milestones(board: Board) -> None:
         heights = [float(pair.split(",")[1]) for pair in line.path[1:].split("L")]
         assert [(286 - y) / 272 for y in heights] == pytest.approx([accuracy for _, accuracy in score.curve], abs=0.001)
     heights = sorted(line.label_y for line in attack_curves(table).lines)
-    assert all(after - before >= 13.9 for before, after in zip(heights, heights[1:], strict=False))
+    assert all(after - before >= 13.9 for before, after in pairwise(heights))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -367,3 +368,43 @@ def test_data_that_is_not_there_is_no_crash(tmp_path: Path) -> None:
     with pytest.raises(MissingData):
         load_target("cifar10/resnet18_8x", data_dir=tmp_path, download=False)
     assert list(cached_targets()) == []
+
+
+# ------------------------------------------------------------------------------------------------ side by side
+
+
+def test_two_that_need_the_same_target_train_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, begun = [], threading.Event()
+
+    def train(*arguments: object, **options: object) -> None:
+        trained.append(threading.get_ident())
+        begun.set()
+        time.sleep(0.5)  # long enough for the other to come and wait
+
+    monkeypatch.setattr(zoo, "train", train)
+    found: list[str] = []
+    first = threading.Thread(target=lambda: found.append(load_target(NAME).card.digest))
+    first.start()
+    assert begun.wait(60)
+    found.append(load_target(NAME).card.digest)
+    first.join()
+    assert len(trained) == 1
+    assert len(set(found)) == 1 and len(found) == 2
+
+
+def test_who_waits_for_a_target_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, stop = threading.Event(), threading.Event(), threading.Event()
+
+    def train(*arguments: object, **options: object) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    monkeypatch.setattr(zoo, "train", train)
+    first = threading.Thread(target=lambda: load_target(NAME))
+    first.start()
+    assert begun.wait(60)
+    stop.set()
+    with pytest.raises(Interrupted, match="another process"):
+        load_target(NAME, stop=stop)
+    go_on.set()
+    first.join()
