@@ -79,6 +79,8 @@ class Row:
     """Mean L1 distance of released from clean answers: the worst mean over the ranked columns."""
     shifted_drop: float | None
     """The same loss on the shifted copy of the test set; None where it was not measured."""
+    shifted_l1: float | None = None
+    """The same distance on the shifted copy."""
     latency: float | None
     """Median ratio of the defended answer's time to the bare one's, in batches of 256."""
     flags: tuple[str, ...]
@@ -285,7 +287,7 @@ def _row(grid: Grid, position: int, runs: Mapping[str, Run], floor: float) -> Ro
     known = [(score.sigma.mean, -i) for i in ranked if (score := scores[i]) and score.sigma]
     worst = -max(known)[1] if known else None
     paid = [cells[i] for i in ranked if cells[i]]
-    shifts = [[run.shifted_drop for run in cell if run.shifted_drop is not None] for cell in paid]
+    shifts = [[run.shifted for run in cell if run.shifted] for cell in paid]
     latencies = [run.latency for cell in paid for run in cell if run.latency is not None]
     return Row(
         defense=defense,
@@ -296,7 +298,8 @@ def _row(grid: Grid, position: int, runs: Mapping[str, Run], floor: float) -> Ro
         accuracy=min((_mean(run.defended_accuracy for run in cell) for cell in paid), default=None),
         drop=_largest(_mean(run.accuracy - run.defended_accuracy for run in cell) for cell in paid),
         l1=_largest(_mean(run.l1 for run in cell) for cell in paid),
-        shifted_drop=_largest(_mean(cell) for cell in shifts if cell),
+        shifted_drop=_largest(_mean(drop for drop, _ in cell) for cell in shifts if cell),
+        shifted_l1=_largest(_mean(l1 for _, l1 in cell) for cell in shifts if cell),
         latency=median(latencies) if latencies else None,
         flags=tuple(sorted({flag for cell in cells for run in cell for flag in run.flags})),
         reproduce=command_of(grid.table, entry, setting, columns[ranked[0] if worst is None else worst])
@@ -459,10 +462,11 @@ def _place(defense: int, entry: DefenseEntry, rows: Sequence[Row], drop: float, 
 
 
 def meets(row: Row, drop: float, l1: float) -> bool:
-    """Whether a setting is complete and within both caps."""
+    """Whether a setting is complete and within both caps, on the test set and on its shifted copy if measured there."""
     if not row.complete or row.drop is None or row.l1 is None:
         return False
-    return row.drop <= drop + ROUNDING and row.l1 <= l1 + ROUNDING
+    paid = ((row.drop, drop), (row.l1, l1), (row.shifted_drop, drop), (row.shifted_l1, l1))
+    return all(cost is None or cost <= cap + ROUNDING for cost, cap in paid)
 
 
 def _rank(placed: Iterable[Placed], rows: Sequence[Row]) -> list[Placed]:

@@ -247,10 +247,10 @@ def attack_results(suite: FrozenSuite, submission: Submission, records: list[Rec
 
 
 def _check_changes(changes: Iterable[Change], records: Mapping[Path, Record], found: Findings) -> None:
-    seeds: dict[str, list[float]] = defaultdict(list)
+    seeds: dict[str, dict[str, float]] = defaultdict(dict)
     for record in records.values():
         if record.stolen is not None:
-            seeds[cell_of(record)].append(record.stolen.clone_accuracy)
+            seeds[cell_of(record)][record.run_id] = record.stolen.clone_accuracy
     for change in changes:
         kind = _kind(change.path)
         if change.removed:
@@ -272,8 +272,8 @@ def _kind(path: Path) -> str:
     return next((part for part in reversed(path.parts) if part in ("results", "entries", "suites")), "")
 
 
-def _changed(change: Change, now: Record | None, seeds: Mapping[str, list[float]]) -> str:
-    """How far a committed record was moved, beside how far its seeds spread."""
+def _changed(change: Change, now: Record | None, seeds: Mapping[str, Mapping[str, float]]) -> str:
+    """How far a committed record was moved, beside how far its seeds spread as they were."""
     text = "was committed and is changed: a record is not edited, and another run of it is no better"
     try:
         before = loads(change.before or b"")
@@ -282,6 +282,6 @@ def _changed(change: Change, now: Record | None, seeds: Mapping[str, list[float]
     if now is None or now.stolen is None or before.stolen is None:
         return text
     one, other = before.stolen.clone_accuracy, now.stolen.clone_accuracy
-    allowed = threshold(seeds.get(cell_of(now), []))
+    allowed = threshold(list({**seeds.get(cell_of(now), {}), now.run_id: one}.values()))
     judged = "" if allowed is None else f", {'beyond' if abs(one - other) > allowed else 'within'} ± {allowed:.4f}"
     return f"{text}; clone_accuracy {one:.4f} became {other:.4f}{judged}"

@@ -54,8 +54,8 @@ _RANKING = (
     "Rank: one more than the number of defenses whose whole interval lies below, and never better than that of a "
     "defense with a smaller mean. Controls have none.",
     "Accuracy, drop (points of accuracy lost), L1 (mean distance of released from clean answers): the worst mean over "
-    "the ranked columns. Shifted drop: the same loss on a shifted copy of the test set. Latency: times the bare "
-    "target's, in batches of 256.",
+    "the ranked columns. Shifted drop: the same loss on a shifted copy of the test set, for which the caps hold as "
+    "well. Latency: times the bare target's, in batches of 256.",
 )
 _CELLS = (
     f"Stolen share {SIGMA} of each setting under each column; in bold the worst case. {MISSING}: not run.",
@@ -143,6 +143,12 @@ _ATTACK_COLUMNS = [
 ]
 _WHOLE = ("rank", "position", "n", "worst_for")
 """Columns of whole numbers, of which some may be missing."""
+_TEXTS = (
+    *("target", "defense", "setting", "family", "why", "worst_case", "warnings", "reproduce", "attack", "role"),
+    *("run_ids", "gate", "seeds", "blockers", "flags"),
+)
+_EXACT = ("table", "budget", "num_classes", "runs_done", "runs_planned")
+_MARKS = ("open", "placed", "complete", "holds")
 
 
 def _cap(asked: float, caps: Sequence[float], what: str) -> float:
@@ -157,8 +163,10 @@ def _tier(table: BoardTable, drop: float, l1: float) -> Tier:
 
 
 def _frame(rows: Iterable[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    frame = pd.DataFrame(list(rows), columns=columns)
-    return frame.astype({name: "Int64" for name in _WHOLE if name in columns})
+    """Rows as a frame; a column of numbers stays one where none of them is known."""
+    numbers = [name for name in columns if name not in (*_TEXTS, *_MARKS, *_EXACT)]
+    types: dict[str, Any] = {name: "Int64" if name in _WHOLE else float for name in numbers}
+    return pd.DataFrame(list(rows), columns=columns).astype(types)
 
 
 def _table_row(number: int, table: BoardTable) -> dict[str, Any]:

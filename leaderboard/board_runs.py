@@ -21,7 +21,8 @@ class Run(NamedTuple):
     agreement: float
     defended_accuracy: float
     l1: float
-    shifted_drop: float | None
+    shifted: tuple[float, float] | None
+    """Loss of accuracy and mean L1 on the shifted copy of the test set; None where they were not measured."""
     queries_to_half: int | None
     seconds: float | None
     latency: float | None
@@ -91,7 +92,7 @@ def _measure(record: Record) -> Run | None:
         agreement=stolen.agreement,
         defended_accuracy=paid.defended_accuracy,
         l1=paid.l1.mean,
-        shifted_drop=paid.shifted.undefended - paid.shifted.defended if paid.shifted else None,
+        shifted=(paid.shifted.undefended - paid.shifted.defended, paid.shifted.l1) if paid.shifted else None,
         queries_to_half=stolen.queries_to_half,
         seconds=1e5 * timing.attack / spent if spent else None,
         latency=timing.latency_ratio.get("256"),

@@ -57,11 +57,6 @@ class Column(_Part):
         """Attack and recovery, in a table's head."""
         return self.attack if self.recovery == "none" else f"{self.attack} + {self.recovery}"
 
-    def holds(self, spec: SpecInfo) -> bool:
-        """Whether a run was made exactly this way, whatever the defense and the seeds."""
-        mine = Setting(attack=spec.attack, clone=spec.clone, pool=spec.pool, precision=spec.precision)
-        return spec.recovery == self.resolved_recovery and mine in self.settings
-
     def setting_for(self, defense: "DefenseSetting") -> Setting:
         """The one setting with which this defense is to be attacked; any other is another experiment."""
         return self.settings[-1 if defense.labels_only else 0]

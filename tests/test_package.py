@@ -54,8 +54,8 @@ def imported(path: Path) -> Iterator[str]:
 
 def test_the_parts_are_found() -> None:
     assert {part(path) for path in FILES} >= {*FOLDERS, "components", "errors", "files", "__init__"}
-    runner = set(imported(ROOT / "benchmark" / "runner.py"))
-    assert runner >= {"attacks", "defenses", "targets", "leaderboard", "torch"}
+    session = set(imported(ROOT / "benchmark" / "session.py"))
+    assert session >= {"attacks", "defenses", "targets", "leaderboard", "torch"}
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if part(path) in FORBIDDEN], ids=relative)

@@ -58,6 +58,9 @@ def test_files_that_are_no_modules_are_in_the_wheel(wheel: list[str]) -> None:
     data = {name for name in wheel if name.startswith("msbench/") and not name.endswith(".py")}
     assert {"msbench/py.typed", "msbench/benchmark/hyperparameters.toml", "msbench/leaderboard/schema.json"} <= data
     assert {f"msbench/benchmark/studies/{page}.toml" for page in ("attacks", "defenses")} <= data
+    for suffix, folder in ((".toml", "benchmark/suites"), (".json", "leaderboard/suites")):
+        there = {f"msbench/{folder}/{path.name}" for path in (ROOT / folder).glob(f"*{suffix}")}
+        assert there and there <= data
     assert {f"msbench/leaderboard/site/page.{ending}" for ending in ("html", "css", "js")} <= data
 
 

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import quote
 
 import click
@@ -61,8 +62,12 @@ def build(suites: tuple[str, ...], store: Path, folder: Path | None, out: Path, 
         attack_results=[line for suite in loaded for line in _attack_results(suite, records, submitted)],
     ).encode()
     for name, data in files.items():
-        write_atomically(out / name, lambda file, data=data: file.write(data))
+        write_atomically(out / name, partial(_write, data))
     click.echo(out / "index.html")
+
+
+def _write(data: bytes, file: BinaryIO) -> None:
+    file.write(data)
 
 
 def _load(names: Sequence[str]) -> "Iterator[FrozenSuite]":

@@ -39,13 +39,14 @@ def list_(kind: str, pattern: str, as_json: bool) -> None:
 def print_suites(pattern: str = "*", *, as_json: bool) -> None:
     """Print the packaged suites with their targets and budgets, and where they are frozen the number of runs."""
     from ...leaderboard.suites import load_suite, names
-    from ..suite import packaged, plans, read_plan
+    from ..suite import packaged, read_plan
 
     rows = []
     for name in packaged():
         tables = read_plan(name).table
         budgets = sorted({budget for table in tables for budget in table.budgets})
-        runs = len(plans(load_suite(name))) if name in names() else None
+        frozen = load_suite(name).tables if name in names() else ()
+        runs = sum(len(list(table.cells())) * len(table.seeds) for table in frozen) or None
         targets = tuple(dict.fromkeys(table.target for table in tables))
         rows.append({"name": name, "targets": targets, "budgets": budgets, "runs": runs})
     _print([row for row in rows if fnmatchcase(str(row["name"]), pattern)], as_json=as_json)

@@ -24,7 +24,7 @@ COMMANDS = {
     "show": "Show a component's parameters, traits and paper, or the report of a run.",
     "new": "Start a defense or an attack of one's own: a package that works as it stands.",
     "validate": "Check that a defense or an attack keeps its contract.",
-    "regress": "Check that attacks are as strong as the baseline says.",
+    "regress": "Run a suite and compare each cell with the baseline, both ways.",
     "leaderboard": "Show and check scores.",
     "target": "Train and list targets.",
     "study": "Make the measurements that the benchmark's own settings and pages come from.",

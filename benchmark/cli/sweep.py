@@ -76,10 +76,10 @@ if TYPE_CHECKING:
 def sweep(ctx: click.Context, /, *, store: Path, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Run a suite: every defense at its sweep against every attack.
 
-    SUITE is a name (msbench suite list), or a file: .toml as it is written, or .json as it is frozen. Each run is a process of its own: one that
-    fails, crashes or runs out of time leaves a record that says so, and the others go on. What is done already is
-    taken from the store, and the same command continues. Several of these commands, on machines that share the store
-    and its locks, share the work: no run is done twice.
+    SUITE is a name (msbench suite list), or a file: .toml as it is written, or .json as it is frozen. Each run is a
+    process of its own: one that fails, crashes or runs out of time leaves a record that says so, and the others go on.
+    What is done already is taken from the store, and the same command continues. Several of these commands, on
+    machines that share the store and its locks, share the work: no run is done twice.
 
     Your own defense, against all that the suite has: msbench sweep smoke --defense path/to/file.py:MyDefense
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msbench.benchmark import evaluation, runner
+from msbench.benchmark import evaluation, runner, session
 from msbench.benchmark.listener import Listener
 from msbench.benchmark.spec import RunSpec
 from msbench.leaderboard.record import CurvePoint, Record
@@ -40,7 +40,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer images and timings in the measurements that take longest, and no unrelated images."""
     monkeypatch.setattr(evaluation, "TRANSFER_IMAGES", 32)
     monkeypatch.setattr(evaluation, "REPEATS", 1)
-    monkeypatch.setattr(runner, "unrelated", lambda *_: None)
+    monkeypatch.setattr(session, "unrelated", lambda *_: None)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from msbench.benchmark import evaluation, runner
+from msbench.benchmark import evaluation, runner, session
 from msbench.benchmark.spec import RunSpec
 from msbench.leaderboard.record import Record
 from msbench.leaderboard.store import Store
@@ -20,7 +20,7 @@ def steal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Steal:
     monkeypatch.setitem(training.RECIPES, "digits", replace(training.RECIPES["digits"], epochs=20))
     monkeypatch.setattr(evaluation, "TRANSFER_IMAGES", 32)
     monkeypatch.setattr(evaluation, "REPEATS", 1)
-    monkeypatch.setattr(runner, "unrelated", lambda *_: None)
+    monkeypatch.setattr(session, "unrelated", lambda *_: None)
     cheats = Path(__file__).with_name("cheats.py")
 
     def run(defense: str, attack: str = "random_noise:batch=64", budget: int = 1_200, **changes: str) -> Record:

@@ -16,6 +16,7 @@ from msbench.leaderboard.board import (
     Row,
     Score,
     Tier,
+    meets,
 )
 from msbench.leaderboard.record import ComponentInfo
 from msbench.leaderboard.scoring import Estimate
@@ -93,6 +94,7 @@ def _row(defense: int, setting: str, strength: float, columns: tuple[Column, ...
     )
     worst = max(ranked, key=lambda i: scores[i].sigma.mean)
     drop = 0.0 if strength < 0.3 else 0.15 * draw.random() * strength**3
+    l1 = 1.6 * strength * draw.random()
     attack, recovery = columns[worst].attack, columns[worst].recovery
     return Row(
         defense=defense,
@@ -102,8 +104,9 @@ def _row(defense: int, setting: str, strength: float, columns: tuple[Column, ...
         complete=True,
         accuracy=ACCURACY - drop,
         drop=drop,
-        l1=1.6 * strength * draw.random(),
+        l1=l1,
         shifted_drop=1.3 * drop,
+        shifted_l1=1.1 * l1,
         latency=1 + draw.random(),
         flags=("answers depend on the batch they are in",) if draw.random() < 0.15 else (),
         reproduce=f"msbench run --target digits/lenet5 --budget 60k --defense {setting} --attack {attack} "
@@ -115,8 +118,7 @@ def _tier(drop: float, l1: float, rows: list[Row], defenses: list[DefenseEntry])
     """The least stolen share that meets both caps; ranks without ties."""
     best: dict[int, int] = {}
     for i, row in enumerate(rows):
-        meets = row.complete and row.drop <= drop and row.l1 <= l1
-        if meets and (row.defense not in best or _sigma(row) < _sigma(rows[best[row.defense]])):
+        if meets(row, drop, l1) and (row.defense not in best or _sigma(row) < _sigma(rows[best[row.defense]])):
             best[row.defense] = i
     places, ranks = [], dict.fromkeys(FAMILIES, 0)
     for defense, row in sorted(best.items(), key=lambda item: _sigma(rows[item[1]])):

@@ -213,16 +213,18 @@ def make_suite() -> Callable[..., FrozenSuite]:
 def make_runs(make_record: Callable[..., Record]) -> Callable[..., list[Record]]:
     """Records of all that a suite asks for: ``outcome(setting, column label, seed)`` gives the clone's accuracy.
 
-    It may give a dictionary of ``clone``, ``defended``, ``l1``, ``flags`` and ``curve`` instead, or None for a run
-    that is missing.
+    It may give a dictionary of ``clone``, ``defended``, ``l1``, ``shifted``, ``flags`` and ``curve`` instead, or None
+    for a run that is missing.
     """
     base = make_record()
-    assert base.stolen and base.paid
+    assert base.stolen and base.paid and base.paid.shifted
 
     def run(spec: SpecInfo, outcome: float | dict[str, Any]) -> Record:
         found = outcome if isinstance(outcome, dict) else {"clone": outcome}
         l1 = base.paid.l1.model_copy(update={"mean": found.get("l1", 0.0)})
-        paid = base.paid.model_copy(update={"defended_accuracy": found.get("defended", 0.987), "l1": l1})
+        shifted = base.paid.shifted.model_copy(update=found.get("shifted", {}))
+        costs = {"defended_accuracy": found.get("defended", 0.987), "l1": l1, "shifted": shifted}
+        paid = base.paid.model_copy(update=costs)
         stolen = base.stolen.model_copy(update={"clone_accuracy": found["clone"], "agreement": found["clone"]})
         updated = {"spec": spec, "run_id": run_id(spec), "stolen": stolen, "paid": paid}
         return base.model_copy(update=updated | {key: found[key] for key in ("flags", "curve") if key in found})

@@ -93,6 +93,16 @@ def test_caps_hold_up_to_rounding(board):
     assert placed(table, "topk", 0.0, 1.0).why == "no setting meets both caps"
 
 
+@pytest.mark.parametrize("cost", [{"undefended": 0.941, "defended": 0.92}, {"l1": 0.6}])
+def test_caps_hold_on_the_shifted_copy_as_well(board, cost):
+    def found(setting, column, seed):
+        return undefended(column, seed) if "topk" not in setting else {"clone": 0.5, "shifted": cost}
+
+    table = only(board(found))
+    assert placed(table, "topk").why == "no setting meets both caps"
+    assert placed(table, "topk", 0.05, 1.0).rank == 1
+
+
 def test_the_floor_is_what_a_floor_column_reaches(board, make_column):
     columns = [make_column("dfme"), make_column("random_labels", role="floor")]
 

@@ -213,6 +213,19 @@ def test_a_board_without_runs_is_shown_as_missing(make_suite):
     json.loads(to_json(laid))
 
 
+def test_what_no_record_knows_is_missing(make_suite, make_runs):
+    suite = make_suite(seeds=[0])
+    records = make_runs(suite, lambda *_: {"clone": 0.5, "curve": []})
+    for record in records:
+        record.paid.shifted = None
+        record.stolen.queries_to_half = None
+    laid = sheets(make_board(suite, records, None))
+    (row, *_), *_ = parsed(to_markdown(laid)).values()
+    assert (row[f"worst case {SIGMA}"], row["shifted drop"]) == ("0.45", MISSING)
+    assert printed(to_rich(laid))
+    assert to_latex(laid)
+
+
 def test_two_tables_of_one_target_and_budget_stay_apart(make_suite, make_runs):
     suite = make_suite()
     twice = suite.model_copy(update={"tables": suite.tables * 2})

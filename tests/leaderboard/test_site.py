@@ -237,7 +237,7 @@ def test_marks_stand_where_their_numbers_say(board: Board) -> None:
         assert resistance == pytest.approx(1 - row.scores[row.worst].sigma.mean, abs=0.001)
         cap = next(cap for cap in distance.caps if cap.value == L1_CAPS[-1])
         assert ((dot.x - 46) / (cap.at - 46)) ** 2 == pytest.approx(row.l1, abs=0.002)
-        assert dot.within == (row.drop <= SHOWN_FIRST[0] and row.l1 <= SHOWN_FIRST[1])
+        assert dot.within == (row.shifted_drop <= SHOWN_FIRST[0] and row.shifted_l1 <= SHOWN_FIRST[1])
     assert [cap.value for cap in drop.caps if cap.shown] == [SHOWN_FIRST[0]]
     assert [cap.value for cap in distance.caps if cap.shown] == [SHOWN_FIRST[1]]
 
