@@ -66,7 +66,10 @@ class View:
     id: str
     board: Board
     table: BoardTable
+    label: str
+    """The target, with the table's number where the board has several."""
     name: str
+    """The whole name, for lists."""
     groups: tuple[tuple[str, tuple[Line, ...]], ...]
     """The ranking's lines, family by family."""
     scatters: tuple[Scatter, Scatter]
@@ -164,16 +167,19 @@ def render_page(
 
 
 def _views(boards: Sequence[Board]) -> Iterator[View]:
-    tables = [(board, table) for board in boards for table in board.tables]
-    for number, (board, table) in enumerate(tables):
+    tables = [(board, place, table) for board in boards for place, table in enumerate(board.tables, 1)]
+    for number, (board, place, table) in enumerate(tables):
         first = _shown_tier(table)
         shown = {place.row for place in first.placed}
         placed = {place.row for tier in table.tiers for place in tier.placed}
-        name = f"{table.target} · {table.budget:,} queries"
+        # Two tables of a board may be of one target and budget: their numbers tell them apart, as in every report.
+        label = f"{place}. {table.target}" if len(board.tables) > 1 else table.target
+        name = f"{label} · {table.budget:,} queries"
         yield View(
             id=f"t{number}",
             board=board,
             table=table,
+            label=label,
             name=name if len(boards) == 1 else f"{board.suite}: {name}",
             groups=tuple(_groups(table, first)),
             scatters=scatters(table),

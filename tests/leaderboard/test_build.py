@@ -60,6 +60,7 @@ def test_the_same_records_make_the_same_bytes(store: Store, site: Path) -> None:
     first = contents(site)
     assert contents(again) == first
     assert {"index.html", "board.csv", "board.json", "board.md"} < first.keys()
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in site.rglob("*"))
     assert any(name.startswith("figures/") and name.endswith(".svg") for name in first)
 
 
