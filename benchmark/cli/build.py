@@ -63,7 +63,6 @@ def build(suites: tuple[str, ...], store: Path, folder: Path | None, out: Path, 
     ).encode()
     for name, data in files.items():
         write_atomically(out / name, partial(_write, data))
-        (out / name).chmod(0o644)  # a web server must be able to read what temporary files keep to their owner
     click.echo(out / "index.html")
 
 
