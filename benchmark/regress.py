@@ -29,7 +29,8 @@ def cells_of(
 
     Args:
         seeds: instead of the suite's.
-        attacks, defenses: patterns of which one must match the spec; none stands for all.
+        attacks, defenses: patterns of which one must match, with the recovery if there is one (``dfme + argmax``);
+            none stands for all.
 
     Raises `UsageError` if nothing is left.
     """
@@ -39,11 +40,17 @@ def cells_of(
     cells = [
         cell
         for cell in plans(suite)
-        if _matches(cell.request.attack, attacks) and _matches(cell.request.defense, defenses)
+        if _matches(column(cell.request.attack, cell.request.recovery), attacks)
+        and _matches(cell.request.defense, defenses)
     ]
     if not cells:
         raise UsageError(f"suite {suite.name} has no run of {', '.join([*attacks, *defenses])}")
     return cells
+
+
+def column(attack: str, recovery: str) -> str:
+    """An attack with its recovery, as tables name it."""
+    return attack if recovery == "none" else f"{attack} + {recovery}"
 
 
 def _matches(spec: str, patterns: Sequence[str]) -> bool:
@@ -94,7 +101,7 @@ class Lines(Watcher):
 def title(key: Key) -> str:
     """A cell's name in reports."""
     target, budget, defense, attack, recovery = key
-    return f"{target} {budget:,} {defense} {attack}" + ("" if recovery == "none" else f" + {recovery}")
+    return f"{target} {budget:,} {defense} {column(attack, recovery)}"
 
 
 def as_rows(lines: Iterable[Comparison]) -> list[list[str]]:
