@@ -13,10 +13,11 @@ from ..errors import UsageError
 from ..leaderboard.baseline import Comparison
 from ..leaderboard.record import Record
 from ..leaderboard.store import Store
-from ..leaderboard.suites import FrozenSuite
-from .launchers.base import Due, Launcher, Outcome, Watcher
+from ..leaderboard.suites import FrozenSuite, column_label
+from .launchers.base import Launcher, Outcome, Watcher
 from .spec import Cell
 from .suite import plans
+from .sweep import due, look
 
 Key = tuple[str, int, str, str, str]
 """Target, budget, defense, attack and recovery, as the suite writes them."""
@@ -40,17 +41,12 @@ def cells_of(
     cells = [
         cell
         for cell in plans(suite)
-        if _matches(column(cell.request.attack, cell.request.recovery), attacks)
+        if _matches(column_label(cell.request.attack, cell.request.recovery), attacks)
         and _matches(cell.request.defense, defenses)
     ]
     if not cells:
         raise UsageError(f"suite {suite.name} has no run of {', '.join([*attacks, *defenses])}")
     return cells
-
-
-def column(attack: str, recovery: str) -> str:
-    """An attack with its recovery, as tables name it."""
-    return attack if recovery == "none" else f"{attack} + {recovery}"
 
 
 def _matches(spec: str, patterns: Sequence[str]) -> bool:
@@ -68,16 +64,11 @@ def run_cells(
 ) -> list[tuple[Key, Record]]:
     """Run the cells that ``folder`` does not hold yet; returns each one's record with its key, failed ones too."""
     store = Store(folder)
-    due = [Due(cell=cell, stamp=None) for cell in cells if not _done(store, cell)]
-    if due:
-        launcher.launch(due, watcher, stop)
+    runs = due(look(cells, store), retry_failed=True)
+    if runs:
+        launcher.launch(runs, watcher, stop)
     found = ((cell, store.get(cell.info)) for cell in cells)
     return [(key_of(cell), record) for cell, record in found if record is not None]
-
-
-def _done(store: Store, cell: Cell) -> bool:
-    record = store.get(cell.info)
-    return record is not None and record.status == "done"
 
 
 class Lines(Watcher):
@@ -101,7 +92,7 @@ class Lines(Watcher):
 def title(key: Key) -> str:
     """A cell's name in reports."""
     target, budget, defense, attack, recovery = key
-    return f"{target} {budget:,} {defense} {column(attack, recovery)}"
+    return f"{target} {budget:,} {defense} {column_label(attack, recovery)}"
 
 
 def as_rows(lines: Iterable[Comparison]) -> list[list[str]]:

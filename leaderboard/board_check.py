@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError, UnknownName, UsageError
+from ..errors import StoreError, UsageError
 from . import suites
-from .baseline import Baseline, load_baseline
+from .baseline import find_baseline
 from .board import gate_text, make_board, worst_share
 from .check import check_records
 from .entries import Submission, alone, read_submission, with_columns, with_defenses
@@ -205,7 +205,7 @@ def _check_scores(
 
 
 def _check_gate(suite: FrozenSuite, records: list[Record], found: Findings) -> None:
-    baseline = _baseline(suite)
+    baseline = find_baseline(suite.name)
     if baseline is None:
         found.notes.append(f"suite {suite.name} has no baseline: its gate stays closed and nothing is ranked")
         return
@@ -215,13 +215,6 @@ def _check_gate(suite: FrozenSuite, records: list[Record], found: Findings) -> N
                 where = f"suite {suite.name}, {table.target}, {table.budget:,} queries"
                 text = f"{where}: {table.columns[line.column].label} is {gate_text(line, len(table.seeds))}"
                 found.problems.append((suites.FOLDER / f"{suite.name}.json", text))
-
-
-def _baseline(suite: FrozenSuite) -> Baseline | None:
-    try:
-        return load_baseline(suite.name)
-    except UnknownName:
-        return None
 
 
 def attack_results(suite: FrozenSuite, submission: Submission, records: list[Record]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from statistics import median
 
 from .record import Environment, Record, SpecInfo, run_id
 from .scoring import Cell, Estimate, cells, estimate
+from .suites import column_label
 
 NOTHING = "\N{EN DASH}"
 
@@ -44,7 +45,7 @@ class Runs:
     @property
     def name(self) -> str:
         """Attack and recovery, for headers and remarks."""
-        return self.attack if self.recovery == "none" else f"{self.attack} + {self.recovery}"
+        return column_label(self.attack, self.recovery)
 
     def done(self, records: Records) -> list[Record]:
         """The records of the runs that are done."""

@@ -27,6 +27,11 @@ Role = Literal["ranked", "floor", "reference"]
 ``reference`` columns are shown and never ranked: oracles, and attacks that own the target's training data."""
 
 
+def column_label(attack: str, recovery: str) -> str:
+    """An attack with its recovery, as every table names it."""
+    return attack if recovery == "none" else f"{attack} + {recovery}"
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
@@ -55,7 +60,7 @@ class Column(_Part):
     @property
     def label(self) -> str:
         """Attack and recovery, in a table's head."""
-        return self.attack if self.recovery == "none" else f"{self.attack} + {self.recovery}"
+        return column_label(self.attack, self.recovery)
 
     def setting_for(self, defense: "DefenseSetting") -> Setting:
         """The one setting with which this defense is to be attacked; any other is another experiment."""

@@ -113,7 +113,6 @@ def _update(
     if len(done) < len(cells):
         raise MsbenchError(f"{len(cells) - len(done)} of {len(cells)} runs are not done: no baseline is written")
     text = dumps(as_baseline(suite, protocol, records)).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(text))
     click.echo(f"{path} is written, from {len(done)} runs", err=True)
 

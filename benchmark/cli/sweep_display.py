@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ...leaderboard.suites import column_label
 from ..launchers.base import Due, Outcome, Watcher
 from ..spec import Cell
 from ..sweep import Standing
@@ -152,7 +153,7 @@ def watching(tally: Tally, *, quiet: bool, live: bool) -> Iterator[SweepWatcher]
 def line(cell: Cell) -> str:
     """A run in a line."""
     asked = cell.request
-    attack = asked.attack if asked.recovery == "none" else f"{asked.attack} + {asked.recovery}"
+    attack = column_label(asked.attack, asked.recovery)
     return f"{cell.run_id}  {asked.target}  {asked.budget:,}  {asked.defense}  {attack}  seed {asked.seed}"
 
 

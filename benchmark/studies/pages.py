@@ -33,6 +33,7 @@ from ...errors import UnknownName, UsageError
 from ...leaderboard.page_sections import AttackRow, AttackSection, DefenseRow, DefenseSection
 from ...leaderboard.pages import Page, Runs, Section, render
 from ...leaderboard.store import Store
+from ...leaderboard.suites import column_label
 from ..cli.wording import family
 from ..spec import Plan, RunSpec, resolve
 
@@ -131,7 +132,7 @@ class DefenseSectionPlan(SectionPlan):
         lines = [setting for line in self.defenses for setting in (_sweep(line) if self.sweep else [line])]
         rows = [self._row(campaign, line, budget) for budget in self.budgets for line in lines]
         own = [self.OWN] if any(line.recovery for line in lines) else []
-        headers = [_header(attack, recovery) for recovery in [*self.recoveries, *own] for attack in self.attacks]
+        headers = [column_label(attack, recovery) for recovery in [*self.recoveries, *own] for attack in self.attacks]
         return DefenseSection(name=self.name, title=self.title, text=self.text, headers=headers, rows=rows)
 
     def _row(self, campaign: "Campaign", line: DefensePlan, budget: int) -> DefenseRow:
@@ -139,16 +140,12 @@ class DefenseSectionPlan(SectionPlan):
         if line.recovery is not None and line.recovery not in recoveries:
             recoveries[self.OWN] = line.recovery
         columns = {
-            _header(attack, shown): campaign.add(self, attack, line.defense, recovery, budget, self.seeds)
+            column_label(attack, shown): campaign.add(self, attack, line.defense, recovery, budget, self.seeds)
             for shown, recovery in recoveries.items()
             for attack in self.attacks
         }
         traits = load_defense(line.defense).traits
         return DefenseRow(family=family(traits), recovery=line.recovery or "", columns=columns, note=line.note)
-
-
-def _header(attack: str, recovery: str) -> str:
-    return attack if recovery == "none" else f"{attack} + {recovery}"
 
 
 def _sweep(line: DefensePlan) -> Iterator[DefensePlan]:

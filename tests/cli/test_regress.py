@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
@@ -11,8 +12,10 @@ import pytest
 import yaml
 from click.testing import Result
 from msbench.benchmark.cli.regress import regress as command
-from msbench.benchmark.launchers.base import Due, Outcome, Watcher
+from msbench.benchmark.launchers.base import Due, Launcher, Outcome, Watcher, settled
 from msbench.benchmark.launchers.local import LocalLauncher
+from msbench.benchmark.regress import cells_of, run_cells
+from msbench.benchmark.suite import load
 from msbench.leaderboard.baseline import load_baseline
 from msbench.leaderboard.store import Store
 
@@ -124,3 +127,21 @@ def test_the_action_asks_for_what_there_is() -> None:
     assert set(re.findall(r"--[a-z]+", script)) <= options
     (step,) = [step for step in action["runs"]["steps"] if step.get("run") == script]
     assert {re.sub(r"\W|inputs", "", value) for value in step["env"].values()} <= set(action["inputs"])
+
+
+def test_a_run_that_failed_before_is_due_again(tmp_path: Path) -> None:
+    cells = cells_of(load("ci"), attacks=["maze"])
+    store = Store(tmp_path)
+    error = {"type": "OSError", "message": "gone", "traceback": ""}
+    nothing = {"status": "failed", "stolen": None, "paid": None, "target": None, "error": error}
+    failed = store.save(made_up(cells[0].request, **nothing))
+    placed: list[Due] = []
+
+    class Places(Launcher):
+        def launch(self, due: Sequence[Due], watcher: Watcher, stop: threading.Event) -> None:
+            placed.extend(due)
+
+    run_cells(cells, Places(), tmp_path, Watcher(), threading.Event())
+    assert [due.cell for due in placed] == cells
+    assert [due.stamp for due in placed] == [failed.stat().st_mtime_ns, None, None]
+    assert settled(placed[0], store) is None, "its record is no other driver's"
