@@ -128,6 +128,7 @@ class Session:
         request, info, pool = self.plan.request, self.plan.info, self.plan.pool
         loaded = load_target(
             request.target,
+            seed=request.target_seed,
             checkpoint=request.checkpoint,
             data_dir=data_dir,
             download=download,

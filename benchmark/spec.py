@@ -45,6 +45,8 @@ class RunSpec:
     seed: int = 0
     """The attack's seed."""
     defense_seed: int = 0
+    target_seed: int = 0
+    """Which copy of the target is attacked: the seed that it is trained with."""
     clone: str | None = None
     """Architecture of the clone; None takes the frozen one."""
     pool: str | None = None
@@ -96,10 +98,10 @@ def resolve(request: RunSpec) -> Plan:
 
     if request.budget < 1:
         raise UsageError(f"budget {request.budget} is not usable: an attack needs at least 1 query")
-    if request.seed < 0 or request.defense_seed < 0:
-        raise UsageError(f"seed {min(request.seed, request.defense_seed)} is not usable: seeds start at 0")
+    if (lowest := min(request.seed, request.defense_seed, request.target_seed)) < 0:
+        raise UsageError(f"seed {lowest} is not usable: seeds start at 0")
     name = parse_target(request.target)
-    target = describe_target(request.target, request.checkpoint)
+    target = describe_target(request.target, request.checkpoint, request.target_seed)
     attack_name, attack_params = parse_spec(request.attack)
     attack_class = cast("type[Attack]", load_class("attack", attack_name))
     defense = load_defense(request.defense)

@@ -164,7 +164,8 @@ def commands(bundle: Bundle, store: Path) -> list[str]:
         + " ".join(f"--recovery {recovery}" for recovery in entry.recoveries)
         + " "
         + " ".join(f"--defense {setting.spec}" for setting in each.settings)
-        + f" --seed {seed} --defense-seed {seed if each.stochastic else 0} --store {store}"
+        + f" --seed {seed} --defense-seed {seed if each.stochastic else 0}"
+        + f" --target-seed {seed if table.copies else 0} --store {store}"
         for table in bundle.suite.tables
         if (table.target.name, table.budget) in attacked
         for each in table.defenses

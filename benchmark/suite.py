@@ -7,6 +7,7 @@ A plan is a TOML file in ``benchmark/suites``, or one of your own:
     target       ``DATASET/ARCHITECTURE``; ``{folder}`` in it stands for a folder of images, see `read_plan`
     budgets      queries; each makes a table of its own
     seeds        the attack's
+    copies       true where each seed attacks a copy of the target of its own, as boards that rank should have it
     clone        the clones' architecture; without it, what is frozen for each attack
     columns      a line each, ``{attack = SPEC}``, and where they differ: ``recoveries = ["none"]``, and
                  ``role = "ranked"``, ``"floor"`` or ``"reference"``. Upper bounds, which are oracles and attacks that
@@ -77,6 +78,7 @@ class TablePlan(_Part):
     target: str
     budgets: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_distinct)]
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_distinct)]
+    copies: bool = False
     clone: str | None = None
     columns: Annotated[tuple[ColumnPlan, ...], Field(min_length=1)]
     defenses: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct)]
@@ -180,6 +182,7 @@ def _freeze_tables(plan: TablePlan) -> Iterator[Table]:
             num_classes=parse_target(plan.target).dataset.num_classes,
             budget=budget,
             seeds=plan.seeds,
+            copies=plan.copies,
             columns=columns,
             defenses=defenses,
         )
@@ -289,6 +292,7 @@ def plans(suite: FrozenSuite, targets: Mapping[str, str] | None = None) -> list[
                     budget=info.budget,
                     seed=seed,
                     defense_seed=info.defense_seed,
+                    target_seed=info.target_seed,
                     clone=info.clone,
                     precision=info.precision,
                 )

@@ -29,7 +29,8 @@ def verify(
 
     Args:
         times: how often; the first time under the record's own seed, then under fresh ones, which tell how far seeds
-            spread.
+            spread. Where this machine has trained other weights than the record's, each of these attacks a copy of
+            the target of its own, for then copies differ as well.
         code: folder of the files that the record names, ``file.py:Class``.
         seeds: records of other seeds of the same cell that are at hand.
         options: those of `runner.run`: ``data_dir``, ``device``, …
@@ -45,7 +46,7 @@ def verify(
         raise UsageError(f"what is here is not what the record ran: {_apart(record, plan)}")
     again = _again(request, options)
     fresh = [
-        _again(replace(request, seed=seed, defense_seed=seed if record.spec.defense_seed else 0), options)
+        _again(_of_seed(request, seed, copies=_weights(again) != _weights(record)), options)
         for seed in range(FRESH_SEEDS, FRESH_SEEDS + times - 1)
     ]
     known = [each for each in seeds or [] if each.status == "done" and cell_of(each) == cell_of(record)]
@@ -57,7 +58,7 @@ def request_of(record: Record, code: Path | None) -> RunSpec:
     spec = record.spec
     attack = _written(spec.attack, code)
     takes_pool = cast("type[Attack]", load_class("attack", parse_spec(attack)[0])).traits.pool == "unrelated"
-    if "digest" in spec.target.params:
+    if "sha256" in spec.target.params:
         raise UsageError("the record's target is a checkpoint of somebody's, which a record does not hold")
     return RunSpec(
         target=spec.target.name,
@@ -67,10 +68,24 @@ def request_of(record: Record, code: Path | None) -> RunSpec:
         budget=spec.budget,
         seed=spec.seed,
         defense_seed=spec.defense_seed,
+        target_seed=spec.target_seed,
         clone=spec.clone,
         pool=spec.pool if takes_pool else None,
         precision=spec.precision,
     )
+
+
+def _of_seed(request: RunSpec, seed: int, *, copies: bool) -> RunSpec:
+    return replace(
+        request,
+        seed=seed,
+        defense_seed=seed if request.defense_seed else 0,
+        target_seed=seed if copies else request.target_seed,
+    )
+
+
+def _weights(record: Record) -> str:
+    return record.target.digest if record.target else ""
 
 
 def _links(defense: ComponentInfo) -> Iterator[ComponentInfo]:

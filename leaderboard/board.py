@@ -10,6 +10,7 @@ else in a store is another experiment. Of several records of one run the newest 
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -167,7 +168,7 @@ class BoardTable:
     runs_done: int
     runs_planned: int
     targets: tuple[str, ...]
-    """Digests of the attacked weights: more than one means that machines trained different targets."""
+    """Digests of the attacked weights."""
     blockers: tuple[str, ...]
     """Why nothing is ranked: attacks off their reference strength, controls and floors that were not run."""
     flags: tuple[str, ...]
@@ -241,7 +242,6 @@ def _table(grid: Grid, runs: Mapping[str, Run], baseline: Baseline | None) -> Bo
     ids = {run for runs in grid.runs.values() for run in runs}
     done = {run: runs[run] for run in sorted(ids & runs.keys())}
     bare = {run: done[run] for run in sorted(_ids_of(grid, "none") & done.keys())} or done
-    targets = tuple(sorted({run.digest for run in done.values()}))
     return BoardTable(
         target=table.target.name,
         budget=table.budget,
@@ -257,9 +257,9 @@ def _table(grid: Grid, runs: Mapping[str, Run], baseline: Baseline | None) -> Bo
         attacks=tuple(_attack_lines(table, rows, undefended)),
         runs_done=len(done),
         runs_planned=len(ids),
-        targets=targets,
+        targets=tuple(sorted({run.digest for run in done.values()})),
         blockers=blockers,
-        flags=tuple(_table_flags(grid, rows, undefended, targets)),
+        flags=tuple(_table_flags(grid, rows, undefended, done.values())),
     )
 
 
@@ -409,9 +409,12 @@ def _compared(entry: DefenseEntry, row: Row, labels: Row | None) -> Row:
     return replace(row, flags=(*row.flags, flag))
 
 
-def _table_flags(grid: Grid, rows: Sequence[Row], undefended: Row | None, targets: Sequence[str]) -> Iterator[str]:
-    if len(targets) > 1:
-        yield f"not all runs attacked the same weights: the target was trained {len(targets)} times"
+def _table_flags(grid: Grid, rows: Sequence[Row], undefended: Row | None, runs: Iterable[Run]) -> Iterator[str]:
+    weights = Counter(seed for seed, _ in {(run.target_seed, run.digest) for run in runs})
+    for seed, times in sorted(weights.items()):
+        if times > 1:
+            copy = f"copy {seed} of the target" if grid.table.copies else "the target"
+            yield f"not all runs attacked the same weights: {copy} was trained {times} times"
     bare = worst_share(undefended) if undefended and undefended.complete else None
     for row, (_, entry, _) in zip(rows, grid.rows, strict=True):
         mine = worst_share(row)

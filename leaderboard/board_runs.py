@@ -16,6 +16,7 @@ class Run(NamedTuple):
 
     created: str
     accuracy: float
+    target_seed: int
     digest: str
     clone_accuracy: float
     agreement: float
@@ -87,6 +88,7 @@ def _measure(record: Record) -> Run | None:
     return Run(
         created=timing.created_utc,
         accuracy=target.accuracy,
+        target_seed=record.spec.target_seed,
         digest=target.digest,
         clone_accuracy=stolen.clone_accuracy,
         agreement=stolen.agreement,
@@ -121,7 +123,7 @@ def floor_of(grid: Grid, runs: Mapping[str, Run]) -> tuple[float, tuple[str, ...
 def command_of(table: Table, entry: DefenseEntry, setting: DefenseSetting, column: Column) -> str:
     """What to type to make a cell's runs again.
 
-    A defense that has its own seed takes the attack's number, so each seed needs a command.
+    Where the defense or the target takes the attack's seed too, each seed needs a command.
     """
     options = {
         "--target": table.target.name,
@@ -131,7 +133,9 @@ def command_of(table: Table, entry: DefenseEntry, setting: DefenseSetting, colum
         "--budget": str(table.budget),
     }
     command = "msbench run " + " ".join(f"{name} {shlex.quote(value)}" for name, value in options.items())
-    if entry.stochastic:
+    same = ["--defense-seed"] * entry.stochastic + ["--target-seed"] * table.copies
+    if same:
         seeds = " ".join(map(str, table.seeds))
-        return f"for seed in {seeds}; do {command} --seed $seed --defense-seed $seed; done"
+        options_of_one = " ".join(f"{name} $seed" for name in ["--seed", *same])
+        return f"for seed in {seeds}; do {command} {options_of_one}; done"
     return command + "".join(f" --seed {seed}" for seed in table.seeds)

@@ -58,6 +58,11 @@ class ComponentInfo(_Section):
     params: Annotated[dict[str, Any], AfterValidator(_finite)]
 
 
+def copy_of(target: ComponentInfo, seed: int) -> ComponentInfo:
+    """A target of the same recipe, trained with this seed; one whose weights were given has no copies."""
+    return target.model_copy(update={"params": target.params | {"seed": seed}}) if "seed" in target.params else target
+
+
 class SpecInfo(_Section):
     """What determines the run completely; its hash is the run's identity."""
 
@@ -79,6 +84,16 @@ class SpecInfo(_Section):
     defense_seed: Count
     """The defense's own seed."""
     precision: Literal["fp32", "bf16"]
+
+    @property
+    def target_seed(self) -> int:
+        """Which copy of the target was attacked; 0 where its weights were given."""
+        seed = self.target.params.get("seed", 0)
+        return seed if isinstance(seed, int) else 0
+
+    def without_seeds(self) -> "SpecInfo":
+        """What all runs of a cell have in common: all seeds are 0, the one of the target too."""
+        return self.model_copy(update={"seed": 0, "defense_seed": 0, "target": copy_of(self.target, 0)})
 
 
 class TargetInfo(_Section):

@@ -210,8 +210,9 @@ def report_run(record: Record, path: Path | None = None) -> RenderableType:
 
 
 def _heading(record: Record) -> str:
-    seeds = f"seed {record.spec.seed}, defense seed {record.spec.defense_seed}"
-    return f"{record.spec.target.name} · {seeds} · run {record.run_id} · {record.status}"
+    spec = record.spec
+    seeds = f"seed {spec.seed}, defense seed {spec.defense_seed}, target seed {spec.target_seed}"
+    return f"{spec.target.name} · {seeds} · run {record.run_id} · {record.status}"
 
 
 def _attack(record: Record) -> str:

@@ -226,9 +226,10 @@ def _runs(records: Iterable[Record]) -> Iterator[tuple[Condition, Measurement]]:
     for record in records:
         measurement = _measure(record)
         if measurement is not None:
-            common = _canonical(record.spec.model_dump(exclude={"seed", "defense_seed"}))
+            alike = record.spec.without_seeds()
+            common = _canonical(alike.model_dump())
             if common not in conditions:
-                conditions[common] = _condition(record.spec)
+                conditions[common] = _condition(alike)
             run = record.timing.created_utc, common, measurement
             newest[record.run_id] = max(newest.get(record.run_id, run), run)
     return ((conditions[common], measurement) for _, common, measurement in newest.values())

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import UnknownName, UsageError
-from .record import ComponentInfo, SpecInfo
+from .record import ComponentInfo, SpecInfo, copy_of
 
 FOLDER = Path(__file__).parent / "suites"
 """Where the frozen suites lie, one ``NAME.json`` each."""
@@ -107,6 +107,9 @@ class Table(_Part):
     budget: Annotated[int, Field(ge=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     """The attack's seeds; a stochastic defense takes the same number as its own, others 0."""
+    copies: bool = False
+    """Whether each seed attacks a copy of the target of its own, the one trained with that seed. How much is stolen
+    depends on the copy more than on the attack's seed; without copies a board speaks of one set of weights."""
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
     defenses: Annotated[tuple[DefenseEntry, ...], Field(min_length=1)]
 
@@ -123,7 +126,7 @@ class Table(_Part):
         how = column.setting_for(setting)
         return SpecInfo(
             protocol=protocol,
-            target=self.target,
+            target=copy_of(self.target, seed) if self.copies else self.target,
             defense=setting.resolved,
             attack=how.attack,
             recovery=column.resolved_recovery,

@@ -1,9 +1,10 @@
 """The target zoo: named targets, trained on first use and cached.
 
 A target is named ``DATASET/ARCHITECTURE`` (``digits/lenet5``, ``cifar10/resnet34_8x``,
-``imagefolder:PATH/resnet18``). Weights are kept as safetensors with a JSON card beside them. An architecture with
-a timm tag (``imagenet/resnet50.a1_in1k``) or from the hub (``imagenet/hf-hub:ORG/NAME``) brings its own weights.
-Nothing here unpickles.
+``imagefolder:PATH/resnet18``). The seed that it is trained with makes a copy of it: how much is stolen depends on the
+copy. Weights are kept as safetensors with a JSON card beside them. An architecture with a timm tag
+(``imagenet/resnet50.a1_in1k``) or from the hub (``imagenet/hf-hub:ORG/NAME``) brings its own weights. Nothing here
+unpickles.
 """
 
 import hashlib
@@ -31,9 +32,6 @@ from .datasets.base import Dataset, Images, Split
 from .datasets.loading import default_data_dir, load_dataset
 from .target import Target
 from .training import accuracy, channel_statistics, recipe_for, train
-
-TARGET_SEED = 0
-"""Every target of the zoo is trained with this seed: all attacks face the same weights."""
 
 
 class Watcher(Protocol):
@@ -98,12 +96,15 @@ def parse_target(name: str) -> TargetName:
     return TargetName(dataset=found, dataset_spec=dataset, architecture=architecture)
 
 
-def describe_target(name: str, checkpoint: Path | None) -> dict[str, Any]:
+def describe_target(name: str, checkpoint: Path | None, seed: int = 0) -> dict[str, Any]:
     """The target as it stands in a run's spec: a recipe and a seed, or the digest of a checkpoint.
 
-    Raises as `parse_target`, `BadCheckpoint`, and `MissingData` for a data set that is known by its files alone.
+    Raises as `parse_target`, `BadCheckpoint`, `MissingData` for a data set that is known by its files alone, and
+    `UsageError` for a seed where weights are given.
     """
     parsed = parse_target(name)
+    if seed and (checkpoint is not None or parsed.brings_weights):
+        raise UsageError(f"target seed {seed} is not usable: the weights of {name} are given, not trained")
     public = f"{parsed.dataset.identity()}/{parsed.architecture}"
     if checkpoint is not None:
         digest = hashlib.sha256(_read_checkpoint(checkpoint)).hexdigest()
@@ -111,12 +112,13 @@ def describe_target(name: str, checkpoint: Path | None) -> dict[str, Any]:
     if parsed.brings_weights:
         return {"name": public, "version": "pretrained", "params": {}}
     recipe = recipe_for(parsed.dataset.label())
-    return {"name": public, "version": recipe.version, "params": {"seed": TARGET_SEED}}
+    return {"name": public, "version": recipe.version, "params": {"seed": seed}}
 
 
 def load_target(
     name: str,
     *,
+    seed: int = 0,
     checkpoint: Path | None = None,
     data_dir: Path | None = None,
     download: bool = True,
@@ -125,6 +127,9 @@ def load_target(
     stop: threading.Event | None = None,
 ) -> Loaded:
     """Load a target from the cache or a checkpoint, or train it and cache it.
+
+    Args:
+        seed: which copy, where it is trained; weights that are given have no copies.
 
     Raises `MissingData` where its data set is not there, `BadCheckpoint` for weights that do not fit, and
     `Interrupted` where ``stop`` is set before a target that was not cached is ready.
@@ -139,12 +144,12 @@ def load_target(
         return _from_checkpoint(parsed, checkpoint, open_split, torch.device(device))
     if parsed.brings_weights:
         return _pretrained(parsed, open_split, torch.device(device))
-    path = _cache_path(parsed)
+    path = _cache_path(parsed, seed)
     if (cached := _from_cache(parsed, path, torch.device(device))) is not None:
         return cached
     with _alone(path, stop):
         cached = _from_cache(parsed, path, torch.device(device))  # by whoever was waited for
-        return cached or _train_and_cache(parsed, path, open_split, torch.device(device), listener)
+        return cached or _train_and_cache(parsed, seed, path, open_split, torch.device(device), listener)
 
 
 def cached_targets() -> Iterator[Card]:
@@ -215,10 +220,10 @@ def _alone(path: Path, stop: threading.Event | None) -> Iterator[None]:
         yield
 
 
-def _cache_path(parsed: TargetName) -> Path:
+def _cache_path(parsed: TargetName, seed: int = 0) -> Path:
     """Named after everything that determines the weights, so that a new recipe never finds old ones."""
     recipe = asdict(recipe_for(parsed.dataset.label()))
-    identity = [parsed.dataset.identity(), parsed.architecture, recipe, TARGET_SEED]
+    identity = [parsed.dataset.identity(), parsed.architecture, recipe, seed]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in parsed.architecture)
     return zoo_dir() / parsed.dataset.label() / f"{stem}-{digest}.safetensors"
@@ -243,7 +248,7 @@ def _from_cache(parsed: TargetName, path: Path, device: torch.device) -> Loaded 
 
 
 def _train_and_cache(
-    parsed: TargetName, path: Path, open_split: Any, device: torch.device, listener: Watcher | None
+    parsed: TargetName, seed: int, path: Path, open_split: Any, device: torch.device, listener: Watcher | None
 ) -> Loaded:
     images, held_out = open_split("train"), open_split("test")
     recipe = recipe_for(parsed.dataset.label())
@@ -251,12 +256,12 @@ def _train_and_cache(
         listener.phase(f"training target {parsed.dataset_spec}/{parsed.architecture} (once; then cached)")
     started = time.perf_counter()
     mean, std = channel_statistics(images)
-    target = _build(parsed, mean, std).to(device)
+    target = _build(parsed, mean, std, seed).to(device)
     train(
         target,
         images,
         recipe,
-        seed=TARGET_SEED,
+        seed=seed,
         device=device,
         on_epoch=listener.training if listener else lambda epoch, epochs, loss: None,
     )
@@ -265,7 +270,7 @@ def _train_and_cache(
         dataset=parsed.dataset_spec,
         architecture=parsed.architecture,
         accuracy=accuracy(target, held_out),
-        seed=TARGET_SEED,
+        seed=seed,
         recipe=asdict(recipe),
         digest=hashlib.sha256(content).hexdigest(),
         trained_seconds=round(time.perf_counter() - started, 3),
@@ -297,7 +302,7 @@ def _pretrained(parsed: TargetName, open_split: Any, device: torch.device) -> Lo
         parsed.architecture,
         num_classes=parsed.dataset.num_classes,
         image_shape=parsed.dataset.image_shape,
-        seed=TARGET_SEED,
+        seed=0,  # of what the weights do not hold
         pretrained=True,
     )
     config: Any = network.pretrained_cfg
@@ -326,7 +331,7 @@ def _card_of(parsed: TargetName, target: Target, open_split: Any, digest: str) -
         dataset=parsed.dataset_spec,
         architecture=parsed.architecture,
         accuracy=accuracy(target, open_split("test")),
-        seed=TARGET_SEED,
+        seed=0,
         recipe={},
         digest=digest,
         trained_seconds=0.0,
@@ -346,13 +351,13 @@ def _read_checkpoint(path: Path) -> bytes:
     return content
 
 
-def _build(parsed: TargetName, mean: tuple[float, ...], std: tuple[float, ...]) -> Target:
+def _build(parsed: TargetName, mean: tuple[float, ...], std: tuple[float, ...], seed: int = 0) -> Target:
     shape = parsed.dataset.image_shape
     network = build_network(
         parsed.architecture,
         num_classes=parsed.dataset.num_classes,
         image_shape=shape,
-        seed=TARGET_SEED,
+        seed=seed,
     )
     return Target(network, mean=mean, std=std, num_classes=parsed.dataset.num_classes, image_shape=shape)
 

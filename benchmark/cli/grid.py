@@ -27,6 +27,7 @@ class Axes:
     budget: tuple[int, ...]
     seed: tuple[tuple[int, ...], ...]
     defense_seed: tuple[tuple[int, ...], ...]
+    target_seed: tuple[tuple[int, ...], ...]
     clone: str | None
     pool: str | None
     precision: "Precision"
@@ -44,6 +45,7 @@ class Axes:
             "budget": list(self.budget),
             "seed": _flat(self.seed),
             "defense_seed": _flat(self.defense_seed),
+            "target_seed": _flat(self.target_seed),
         }
         # If no attack takes a pool, each gets it all the same, and refuses it.
         takers = set(filter(_takes_pool, axes["attack"])) or set(axes["attack"])
@@ -89,6 +91,7 @@ def describe(plan: "Cell") -> dict[str, Any]:
         "budget": request.budget,
         "seed": request.seed,
         "defense_seed": request.defense_seed,
+        "target_seed": request.target_seed,
     }
 
 

@@ -93,6 +93,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="The defense's own seeds.",
 )
+@click.option(
+    "--target-seed",
+    metavar="SEEDS",
+    type=parse_seeds,
+    multiple=True,
+    default=("0",),
+    show_default=True,
+    help="Copies of the target: the seeds that it is trained with.",
+)
 @click.option("--clone", metavar="ARCHITECTURE", help="The clone's architecture, instead of the frozen one.")
 @click.option(
     "--pool",

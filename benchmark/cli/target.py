@@ -1,5 +1,6 @@
 """``msbench target``: the models that are attacked."""
 
+from itertools import product
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ from .options import (
     quiet_option,
     verbose_option,
 )
+from .values import parse_seeds
 
 
 @click.group()
@@ -31,6 +33,15 @@ def list_(pattern: str, as_json: bool) -> None:
 
 @target.command()
 @click.argument("names", nargs=-1, required=True, metavar="DATASET/ARCHITECTURE...")
+@click.option(
+    "--seed",
+    "seeds",
+    metavar="SEEDS",
+    type=parse_seeds,
+    default="0",
+    show_default=True,
+    help="Copies to train: 0, 0-2, 0,3,5.",
+)
 @device_option
 @data_dir_option
 @download_option
@@ -38,21 +49,28 @@ def list_(pattern: str, as_json: bool) -> None:
 @progress_option
 @verbose_option
 def train(
-    names: tuple[str, ...], device: str, data_dir: Path | None, download: bool, quiet: bool, progress: bool
+    names: tuple[str, ...],
+    seeds: tuple[int, ...],
+    device: str,
+    data_dir: Path | None,
+    download: bool,
+    quiet: bool,
+    progress: bool,
 ) -> None:
     """Train targets that are not cached yet; a run does so by itself on first use."""
-    from ...targets.zoo import load_target, parse_target
+    from ...targets.zoo import describe_target, load_target
     from ..environment import choose_device
     from .display import listening
     from .execute import stopping
 
     for name in names:  # a typo in the last name must not cost the training of the first
-        parse_target(name)
+        describe_target(name, None, max(seeds))
     where = choose_device(device)
     with stopping() as stop:
-        for name in names:
+        for name, seed in product(names, seeds):
             with listening(0, quiet=quiet, live=progress) as listener:
                 loaded = load_target(
-                    name, data_dir=data_dir, download=download, device=where, listener=listener, stop=stop
+                    name, seed=seed, data_dir=data_dir, download=download, device=where, listener=listener, stop=stop
                 )
-            click.echo(f"{name}  accuracy {loaded.card.accuracy:.1%}  {loaded.path or 'pretrained'}".replace("%", " %"))
+            where_from = f"seed {seed}  {loaded.path}" if loaded.path else "pretrained"
+            click.echo(f"{name}  accuracy {loaded.card.accuracy:.1%}  {where_from}".replace("%", " %"))

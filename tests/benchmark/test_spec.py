@@ -40,6 +40,7 @@ DIFFERENT: list[dict[str, Any]] = [
     {"budget": 1001},
     {"seed": 1},
     {"defense_seed": 1},
+    {"target_seed": 1},
     {"clone": "resnet18_8x"},
     {"precision": "bf16"},
 ]
@@ -290,6 +291,7 @@ def test_the_frozen_table_names_data_sets_and_attacks_that_exist() -> None:
         ({"budget": -5}, UsageError, "budget -5 is not usable"),
         ({"seed": -1}, UsageError, "seed -1 is not usable"),
         ({"defense_seed": -2}, UsageError, "seed -2 is not usable"),
+        ({"target_seed": -3}, UsageError, "seed -3 is not usable"),
         ({"attack": "dualstudnet"}, UnknownName, "dualstudent"),
         ({"defense": "topk+labelonly"}, UnknownName, "label_only"),
         ({"recovery": "argmin"}, UnknownName, "argmax"),

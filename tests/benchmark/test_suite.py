@@ -97,6 +97,15 @@ def test_runs_are_due_seed_by_seed_and_the_undefended_target_first(written) -> N
     assert asked(plans(suite)) == expected
 
 
+def test_with_copies_each_seed_attacks_a_target_of_its_own(written) -> None:
+    line = 'columns = [{ attack = "dfme" }]\ndefenses = ["none", "noise:scale=0.5"]\n'
+    runs = plans(written(f"{HEAD}copies = true\n{line}"))
+    assert [(cell.request.seed, cell.request.target_seed) for cell in runs] == [(0, 0), (0, 0), (4, 4), (4, 4)]
+    assert [cell.request.defense_seed for cell in runs] == [0, 0, 0, 4]
+    assert [resolve(cell.request).run_id for cell in runs] == [cell.run_id for cell in runs]
+    assert {cell.request.target_seed for cell in plans(written(f"{HEAD}{line}"))} == {0}
+
+
 def test_a_table_takes_over_what_it_does_not_say_and_a_run_of_two_tables_is_one(written) -> None:
     suite = written(f'{HEAD}{LINE}[[table]]\ntarget = "digits/lenet5"\nbudgets = [200, 300]\n')
     assert [(table.budget, table.seeds) for table in suite.tables] == [(200, (0, 4)), (200, (0, 4)), (300, (0, 4))]

@@ -64,10 +64,10 @@ def test_fresh_seeds_and_those_beside_the_record_tell_how_far_seeds_spread(
 ) -> None:
     path = saved()
     record = load(path)
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
 
     def elsewhere(spec: RunSpec, **options: object) -> object:
-        asked.append(spec.seed)
+        asked.append((spec.seed, spec.target_seed))
         again = run(spec, **options)  # type: ignore[arg-type]
         assert again.stolen is not None and again.target is not None
         other = again.stolen.model_copy(update={"kl": again.stolen.kl + 1e-6 * (1 + len(asked))})
@@ -77,7 +77,8 @@ def test_fresh_seeds_and_those_beside_the_record_tell_how_far_seeds_spread(
     monkeypatch.setattr("msbench.benchmark.verify.run", elsewhere)
     assert verify(record).outcome == "undecided"
     verdict = verify(record, times=3)
-    assert asked == [0, 0, 1_000_000, 1_000_001]
+    fresh = [1_000_000, 1_000_001]  # weights are not the record's, so each seed attacks a copy of its own
+    assert asked == [(0, 0), (0, 0), *zip(fresh, fresh, strict=True)]
     assert "over 3 runs" in verdict.text
 
 
@@ -85,7 +86,7 @@ def test_what_cannot_be_run_again_is_a_usage_error(saved: Callable[..., Path]) -
     record = load(saved())
     with pytest.raises(UsageError, match="is interrupted"):
         verify(record.model_copy(update={"status": "interrupted"}))
-    target = record.spec.target.model_copy(update={"params": {"digest": "ab"}})
+    target = record.spec.target.model_copy(update={"params": {"sha256": "ab"}})
     with pytest.raises(UsageError, match="checkpoint"):
         request_of(record.model_copy(update={"spec": record.spec.model_copy(update={"target": target})}), None)
 

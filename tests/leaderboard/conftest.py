@@ -192,13 +192,18 @@ def make_suite() -> Callable[..., FrozenSuite]:
     """A suite of one table, with the three controls before the entries given."""
 
     def build(
-        entries: Sequence[DefenseEntry] = (), columns: Sequence[Column] = (), seeds: Sequence[int] = (0, 1, 2)
+        entries: Sequence[DefenseEntry] = (),
+        columns: Sequence[Column] = (),
+        seeds: Sequence[int] = (0, 1, 2),
+        *,
+        copies: bool = False,
     ) -> FrozenSuite:
         table = {
             "target": _component("digits/lenet5:seed=0"),
             "num_classes": 10,
             "budget": 60_000,
             "seeds": seeds,
+            "copies": copies,
             "columns": columns or [_column("dfme"), _column("maze"), _column("dfme + argmax")],
             "defenses": [*CONTROLS, *entries],
         }

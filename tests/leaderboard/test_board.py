@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msbench.errors import UsageError
 from msbench.leaderboard.board import make_board, worst_share
+from msbench.leaderboard.board_runs import command_of
 from msbench.leaderboard.record import CurvePoint, run_id
 from msbench.leaderboard.scoring import Estimate, ranks
 
@@ -33,6 +34,16 @@ def board(make_suite, make_runs, make_baseline, make_entry):
 def only(board):
     (table,) = board.tables
     return table
+
+
+def specs_of(suite):
+    """Every run that a suite asks for."""
+    return [
+        table.spec(suite.protocol, *cell, seed)
+        for table in suite.tables
+        for cell in table.cells()
+        for seed in table.seeds
+    ]
 
 
 def row(table, setting):
@@ -155,7 +166,7 @@ def test_curves_are_means_with_the_seeds_extremes(board):
     assert score.band == ((0.2, 0.4),)
 
 
-def test_commands_reproduce_the_worst_case(board, make_entry):
+def test_commands_reproduce_the_worst_case(board, make_entry, make_suite):
     reproduce = row(only(board()), "topk:k=3").reproduce
     assert reproduce == (
         "msbench run --target digits/lenet5 --defense topk:k=3 --attack dfme --recovery none --budget 60000 "
@@ -165,6 +176,11 @@ def test_commands_reproduce_the_worst_case(board, make_entry):
     loop = row(only(board(entry=odd)), "a b").reproduce
     assert loop.startswith("for seed in 0 1 2; do msbench run --target digits/lenet5 --defense 'a b' ")
     assert loop.endswith(" --seed $seed --defense-seed $seed; done")
+    (table,) = make_suite([odd], copies=True).tables
+    column, entry = table.columns[0], table.defenses[-1]
+    assert command_of(table, entry, entry.settings[0], column).endswith(
+        " --seed $seed --defense-seed $seed --target-seed $seed; done"
+    )
 
 
 # ------------------------------------------------------------------------------------------- what counts
@@ -295,6 +311,23 @@ def test_different_trainings_of_the_target_are_told(make_suite, make_runs):
     table = only(make_board(suite, [other, *records[1:]], None))
     assert len(table.targets) == 2
     assert "trained 2 times" in table.flags[0]
+
+
+def test_copies_of_the_target_are_expected_and_two_trainings_of_one_are_told(make_suite, make_runs):
+    suite = make_suite(copies=True)
+    (table,) = suite.tables
+    assert {spec.target_seed for spec in specs_of(suite)} == {0, 1, 2}
+    alike = [[run_id(spec.without_seeds()) for spec in specs_of(each)] for each in (suite, make_suite())]
+    assert alike[0] == alike[1]
+    records = [
+        record.model_copy(update={"target": record.target.model_copy(update={"digest": f"{record.spec.seed:064}"})})
+        for record in make_runs(suite, lambda *_: 0.5)
+    ]
+    table = only(make_board(suite, records, None))
+    assert (len(table.targets), table.flags) == (3, ())
+    other = records[1].model_copy(update={"target": records[1].target.model_copy(update={"digest": "cd" * 32})})
+    table = only(make_board(suite, [records[0], other, *records[2:]], None))
+    assert [flag for flag in table.flags if "copy 1 of the target was trained 2 times" in flag]
 
 
 # --------------------------------------------------------------------------------------------------- ranks

@@ -95,9 +95,11 @@ def test_seeds_are_averaged_and_nothing_else(runs):
     assert cell.stolen_share.mean == pytest.approx((0 + 0.1 + 0.3) / 3 / 0.887)
 
 
-def test_defense_seeds_count_as_seeds(make_record):
+def test_defense_seeds_and_copies_of_the_target_count_as_seeds(make_record):
     (cell,) = cells(make_record(spec__defense_seed=seed) for seed in range(2))
     assert cell.n == 2
+    (cell,) = cells(make_record(spec__target=f"digits/lenet5:seed={seed}") for seed in (1, 2, 3))
+    assert (cell.n, cell.target) == (3, "digits/lenet5")
 
 
 def test_unfinished_runs_do_not_count(make_record):
@@ -169,7 +171,7 @@ def test_names_made_to_collide_stay_apart(make_record):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"protocol": "2027.1"}, {"spec__target": "digits/lenet5:seed=1"}, {"spec__budget": 20_000}],
+    [{"protocol": "2027.1"}, {"spec__target": "digits/resnet18_8x:seed=0"}, {"spec__budget": 20_000}],
 )
 def test_protocols_targets_and_budgets_have_tables_of_their_own(make_record, changes):
     scores = frame(cells([make_record(), make_record(**changes)]))

@@ -129,7 +129,7 @@ def test_the_card_says_what_was_measured() -> None:
     assert card["accuracy"] == accuracy(loaded.target, digits("test"))
     assert card["accuracy"] > 0.3  # two epochs
     assert card["recipe"] == asdict(RECIPES["digits"])
-    assert card["seed"] == zoo.TARGET_SEED
+    assert card["seed"] == 0
     assert card["digest"] == hashlib.sha256(only_weights().read_bytes()).hexdigest()
     assert card["trained_seconds"] > 0
     assert list(cached_targets()) == [loaded.card]
@@ -177,6 +177,23 @@ def test_a_new_recipe_never_finds_old_weights(monkeypatch: pytest.MonkeyPatch, c
 def test_another_architecture_has_another_file() -> None:
     paths = {load_target(f"digits/lenet5:width=4,hidden={units}").path for units in (16, 32)}
     assert len(paths) == 2
+
+
+def test_a_seed_makes_another_copy_with_a_file_of_its_own(home: Path) -> None:
+    first, second = load_target(NAME), load_target(NAME, seed=1)
+    assert (first.card.seed, second.card.seed) == (0, 1)
+    assert first.card.digest != second.card.digest
+    assert load_target(NAME, seed=1).card == second.card
+    assert load_target(NAME).card == first.card
+    assert len(list(cached_targets())) == 2
+    assert describe_target(NAME, None, 1)["params"] == {"seed": 1}
+
+
+def test_weights_that_are_given_have_no_copies(home: Path) -> None:
+    path = load_target(NAME).path
+    for name, checkpoint in ((NAME, path), ("imagenet/resnet50.a1_in1k", None)):
+        with pytest.raises(UsageError, match=r"target seed 1 is not usable: the weights of .* are given, not trained"):
+            describe_target(name, checkpoint, 1)
 
 
 class Stopper(Listener):
