@@ -109,7 +109,7 @@ class Table(_Part):
     """The attack's seeds; a stochastic defense takes the same number as its own, others 0."""
     copies: bool = False
     """Whether each seed attacks a copy of the target of its own, the one trained with that seed. How much is stolen
-    depends on the copy more than on the attack's seed; without copies a board speaks of one set of weights."""
+    depends on the copy as well as on the attack's seed: without copies, intervals speak of one set of weights."""
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
     defenses: Annotated[tuple[DefenseEntry, ...], Field(min_length=1)]
 
