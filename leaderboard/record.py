@@ -91,9 +91,11 @@ class SpecInfo(_Section):
         seed = self.target.params.get("seed", 0)
         return seed if isinstance(seed, int) else 0
 
-    def without_seeds(self) -> "SpecInfo":
-        """What all runs of a cell have in common: all seeds are 0, the one of the target too."""
-        return self.model_copy(update={"seed": 0, "defense_seed": 0, "target": copy_of(self.target, 0)})
+    def without_seeds(self) -> str:
+        """What all runs of a cell have in common, as canonical text: everything but seeds, the target's too."""
+        data = self.model_dump(mode="json", exclude={"seed", "defense_seed"})
+        data["target"]["params"].pop("seed", None)
+        return _canonical(data)
 
 
 class TargetInfo(_Section):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import pandas as pd
 
 from ..components import format_spec
-from .record import ComponentInfo, Record, SpecInfo
+from .record import ComponentInfo, Record, SpecInfo, copy_of
 
 TABLE = ["protocol", "target", "budget"]
 """What all cells of one table share."""
@@ -222,17 +222,16 @@ def spec_text(component: ComponentInfo) -> str:
 def _runs(records: Iterable[Record]) -> Iterator[tuple[Condition, Measurement]]:
     """What was measured and under which condition, once for each finished run: its newest record counts."""
     conditions: dict[str, Condition] = {}
-    newest: dict[str, tuple[str, str, Measurement]] = {}
+    newest: dict[str, tuple[str, Condition, Measurement]] = {}
     for record in records:
         measurement = _measure(record)
         if measurement is not None:
-            alike = record.spec.without_seeds()
-            common = _canonical(alike.model_dump())
-            if common not in conditions:
-                conditions[common] = _condition(alike)
-            run = record.timing.created_utc, common, measurement
+            spec = record.spec.model_dump_json(exclude={"seed", "defense_seed"})  # few of many: made once for each
+            if spec not in conditions:
+                conditions[spec] = _condition(record.spec)
+            run = record.timing.created_utc, conditions[spec], measurement
             newest[record.run_id] = max(newest.get(record.run_id, run), run)
-    return ((conditions[common], measurement) for _, common, measurement in newest.values())
+    return ((condition, measurement) for _, condition, measurement in newest.values())
 
 
 def _measure(record: Record) -> Measurement | None:
@@ -300,7 +299,7 @@ def _t_quantile(freedom: int) -> float:
 def _condition(spec: SpecInfo) -> Condition:
     setting = {"clone": spec.clone, "pool": spec.pool, "precision": spec.precision}
     column = Column(_part(spec.attack), _part(spec.recovery), Part("", "", _canonical(setting)))
-    return Condition(spec.protocol, _part(spec.target), spec.budget, _part(spec.defense), column)
+    return Condition(spec.protocol, _part(copy_of(spec.target, 0)), spec.budget, _part(spec.defense), column)
 
 
 def _part(component: ComponentInfo) -> Part:
