@@ -22,10 +22,20 @@ SPEEDS = pytest.StashKey[list[Speed]]()
 
 
 class Compare(Protocol):
-    """Times ``call`` and ``yardstick`` in turns, so that a busy machine slows both."""
+    """Times ``call`` and ``yardstick`` in turns, so that a busy machine slows both.
+
+    What is compared is the time an image, of which the yardstick may be given fewer, ``beside``.
+    """
 
     def __call__(
-        self, call: Callable[[], object], yardstick: Callable[[], object], *, what: str, images: int, classes: int
+        self,
+        call: Callable[[], object],
+        yardstick: Callable[[], object],
+        *,
+        what: str,
+        images: int,
+        classes: int,
+        beside: int | None = None,
     ) -> None: ...
 
 
@@ -43,7 +53,13 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
     """Times something as a multiple of a plain forward pass, noted in ``benchmark.extra_info``."""
 
     def measure(
-        call: Callable[[], object], yardstick: Callable[[], object], *, what: str, images: int, classes: int
+        call: Callable[[], object],
+        yardstick: Callable[[], object],
+        *,
+        what: str,
+        images: int,
+        classes: int,
+        beside: int | None = None,
     ) -> None:
         both = math.inf
         for _ in range(3):  # the first calls build what later ones reuse
@@ -57,7 +73,7 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
         if benchmark.stats is None:  # --benchmark-disable
             return
         seconds = benchmark.stats.stats.median
-        ratio = seconds / statistics.median(bare)
+        ratio = seconds / statistics.median(bare) * (beside or images) / images
         benchmark.extra_info |= {"ratio": ratio, "images_per_second": images / seconds, "threads": _where()}
         row = (what, str(images), str(classes), 1e3 * seconds, images / seconds, ratio)
         request.config.stash.setdefault(ROWS, []).append(row)
@@ -106,7 +122,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.line("| what | images | classes | ms | images/s | ratio |")
     terminalreporter.line("|---|--:|--:|--:|--:|--:|")
     for what, images, classes, milliseconds, rate, ratio in rows:
-        terminalreporter.line(f"| {what} | {images} | {classes} | {milliseconds:.3g} | {rate:,.0f} | {ratio:.2f} |")
+        terminalreporter.line(f"| {what} | {images} | {classes} | {milliseconds:.3g} | {rate:,.0f} | {ratio:.3g} |")
 
 
 def _line(cells: Iterable[str]) -> str:

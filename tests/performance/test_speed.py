@@ -107,20 +107,21 @@ def by_backward_passes(surrogate: nn.Module, clean: Tensor, batch: Tensor) -> Te
 
 @pytest.mark.parametrize("classes", [10, 100])
 def test_mad_beside_backward_passes(compare: Compare, classes: int) -> None:
-    """Ratio to one backward pass a class and image, which choose the same classes."""
-    deployed, batch = deployment("mad", classes), images(32)
+    """Ratio to one backward pass a class and image, which choose the same classes and gain nothing from batches."""
+    deployed, batch = deployment("mad", classes), images(256)
     mad = deployed.defense
     assert isinstance(mad, MAD)
-    clean = torch.rand(32, classes, generator=torch.Generator().manual_seed(1)).softmax(dim=1).double().to(DEVICE)
-    surrogate = copy.deepcopy(mad.surrogate)
-    goal = mad.goal(clean, batch).argmax(dim=1)
-    assert (goal == by_backward_passes(surrogate, clean, batch)).float().mean() > 0.9, "near ties may fall otherwise"
+    clean = torch.rand(256, classes, generator=torch.Generator().manual_seed(1)).softmax(dim=1).double().to(DEVICE)
+    surrogate, some = copy.deepcopy(mad.surrogate), (clean[:16], batch[:16])
+    goal = mad.goal(*some).argmax(dim=1)
+    assert (goal == by_backward_passes(surrogate, *some)).float().mean() > 0.9, "near ties may fall otherwise"
     compare(
         lambda: mad.release(clean, batch),
-        lambda: by_backward_passes(surrogate, clean, batch),
+        lambda: by_backward_passes(surrogate, *some),
         what="mad, beside K backward passes",
-        images=32,
+        images=256,
         classes=classes,
+        beside=16,
     )
 
 
