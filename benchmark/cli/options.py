@@ -46,6 +46,15 @@ store_option = click.option(
     show_default=True,
     help="Folder of the records.",
 )
+slots_option = click.option(
+    "--slots", metavar="N", type=click.IntRange(min=1), help="Runs at a time.  [one per GPU, else per core]"
+)
+threads_option = click.option(
+    "--threads", metavar="N", type=click.IntRange(min=1), help="Threads of each run.  [1; GPUs share cores]"
+)
+timeout_option = click.option(
+    "--timeout", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help="Kill a run after it."
+)
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),

@@ -13,7 +13,14 @@ import click
 
 from ...errors import Interrupted, UsageError
 from .execute import stopping
-from .options import data_dir_option, device_option, download_option, json_option
+from .options import (
+    data_dir_option,
+    device_option,
+    download_option,
+    json_option,
+    slots_option,
+    timeout_option,
+)
 from .values import parse_seeds
 
 if TYPE_CHECKING:
@@ -34,8 +41,8 @@ REGRESSION = 3
 @click.option("--defense", metavar="PATTERN", multiple=True, help="Only against these defenses, none say.")
 @click.option("--update", is_flag=True, help="Write what is measured to the baseline instead, from 20 seeds or more.")
 @click.option("--store", type=click.Path(file_okay=False, path_type=Path), help="Keep the records, and continue there.")
-@click.option("--slots", metavar="N", type=click.IntRange(min=1), help="Runs at a time; one a core or GPU otherwise.")
-@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help="Of one run.")
+@slots_option
+@timeout_option
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a summary to this file.")
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit's XML to this file.")
 @device_option

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...errors import UsageError
-from .execute import Manner, run_all
 from .options import (
-    Session,
     data_dir_option,
     device_option,
     download_option,
     json_option,
     progress_option,
     quiet_option,
+    slots_option,
     store_option,
+    threads_option,
+    timeout_option,
     verbose_option,
 )
 from .values import parse_budget
@@ -95,6 +96,9 @@ def _page_options(output: str) -> Callable[[Callable[..., None]], Callable[..., 
         device_option,
         data_dir_option,
         download_option,
+        slots_option,
+        threads_option,
+        timeout_option,
         store_option,
         quiet_option,
         progress_option,
@@ -115,8 +119,9 @@ def _page_options(output: str) -> Callable[[Callable[..., None]], Callable[..., 
 def attacks(ctx: click.Context, /, **options: Any) -> None:
     """Measure the attacks and recoveries, and write the page that shows them.
 
-    What is missing of the planned runs is done, one after the other in the order of importance, and recorded in the
-    store; the same command continues. The page is made from the records, also when runs fail or are interrupted.
+    What is missing of the planned runs is done in the order of importance, each run in a process of its own as in
+    msbench sweep, and recorded in the store; the same command continues, and several of them share the work. The page
+    is made from the records, also when runs fail or are interrupted.
     """
     _make_page("attacks", ctx, **options)
 
@@ -140,30 +145,36 @@ def _make_page(
     only: tuple[str, ...],
     render_only: bool,
     dry_run: bool,
-    **options: Any,
+    quiet: bool,
+    progress: bool,
+    slots: int | None,
+    threads: int | None,
+    timeout: float | None,
+    **conditions: Any,
 ) -> None:
     from ...files import write_atomically
     from ...leaderboard.store import Store
-    from ..environment import choose_device
+    from ..launchers.base import Conditions
+    from ..launchers.local import LocalLauncher
     from ..studies.pages import Campaign
-    from .grid import state_of
-    from .run import show_grid
+    from ..sweep import due, look
+    from .sweep import print_plan, run_due
 
     campaign, where = Campaign(name), Store(store)
-    due = campaign.due(only)
-    verbose = ctx.ensure_object(Session).verbose
-    manner = Manner(**options, compilation="auto", force=False, as_json=False, verbose=verbose)
+    standings = look(campaign.due(only), where)
+    runs = due(standings, retry_failed=True)
     if dry_run:
-        show_grid(due, where, manner)
+        print_plan(standings, runs, as_json=False)
         return
     if render_only and not where.root.is_dir():
         raise UsageError(f"no folder {store}: without --render-only the runs are made, or name another with --store")
-    missing = [] if render_only else [plan for plan in due if state_of(plan, where, force=False) != "cached"]
-    if missing:
-        where.check_writable()
-        choose_device(manner.device)
+    launcher = LocalLauncher(
+        conditions=Conditions(store=where.root, **conditions), slots=slots, threads=threads, timeout=timeout
+    )
+    code = 0
     try:
-        code = run_all(missing, where, manner) if missing else 0
+        if runs and not render_only:
+            code = run_due(standings, runs, where, launcher, quiet=quiet, live=progress, as_json=False)
     finally:
         page = campaign.render(where).encode()
         write_atomically(output, lambda file: file.write(page))

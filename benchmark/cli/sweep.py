@@ -19,7 +19,10 @@ from .options import (
     json_option,
     progress_option,
     quiet_option,
+    slots_option,
     store_option,
+    threads_option,
+    timeout_option,
     verbose_option,
 )
 from .suite import folder_option
@@ -58,9 +61,9 @@ if TYPE_CHECKING:
     default=False,
     help="Whether runs that failed are run again. They are left alone unless asked for: a seeded run fails again.",
 )
-@click.option("--slots", metavar="N", type=click.IntRange(min=1), help="Runs at a time.  [one per GPU, else per core]")
-@click.option("--threads", metavar="N", type=click.IntRange(min=1), help="Threads of each run.  [1; GPUs share cores]")
-@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help="Kill a run after it.")
+@slots_option
+@threads_option
+@timeout_option
 @folder_option
 @click.option("--dry-run", is_flag=True, help="Print what there is to do and what it costs, and run nothing.")
 @store_option
@@ -108,15 +111,15 @@ def sweep(ctx: click.Context, /, *, store: Path, dry_run: bool, as_json: bool, q
         timeout=options["timeout"],
     )
     if dry_run:
-        _print_plan(standings, runs, as_json=as_json)
+        print_plan(standings, runs, as_json=as_json)
         return
-    ctx.exit(_run(standings, runs, where, launcher, quiet=quiet, live=options["progress"], as_json=as_json))
+    ctx.exit(run_due(standings, runs, where, launcher, quiet=quiet, live=options["progress"], as_json=as_json))
 
 
 # ---------------------------------------------------------------------------------------------------- dry run
 
 
-def _print_plan(standings: "list[Standing]", runs: "list[Due]", *, as_json: bool) -> None:
+def print_plan(standings: "list[Standing]", runs: "list[Due]", *, as_json: bool) -> None:
     """What is done, what there is to do, and what that costs."""
     from ..sweep import estimate
 
@@ -158,7 +161,7 @@ def _span(seconds: float) -> str:
 # -------------------------------------------------------------------------------------------------------- run
 
 
-def _run(
+def run_due(
     standings: "list[Standing]",
     runs: "list[Due]",
     store: "Store",

@@ -35,7 +35,7 @@ from ...leaderboard.pages import Page, Runs, Section, render
 from ...leaderboard.store import Store
 from ...leaderboard.suites import column_label
 from ..cli.wording import family
-from ..spec import Plan, RunSpec, resolve
+from ..spec import Cell, RunSpec, resolve
 
 # ------------------------------------------------------------------------------------------------------ plans
 
@@ -208,7 +208,7 @@ class Campaign:
             plan = PAGES[name].model_validate(tomllib.loads(plan_text(name)))
         except (tomllib.TOMLDecodeError, ValidationError) as error:
             raise UsageError(f"the plan of {name} is not usable: {error}") from None
-        self.plans: dict[str, Plan] = {}
+        self.cells: dict[str, Cell] = {}
         """By run id: a run that several sections ask for is one."""
         self.page = Page(
             title=plan.title,
@@ -228,12 +228,12 @@ class Campaign:
         for seed in seeds:
             other = seed if random else asked.defense_seed
             info = first.info.model_copy(update={"seed": seed, "defense_seed": other})
-            plan = replace(first, request=replace(asked, seed=seed, defense_seed=other), info=info)
-            self.plans[plan.run_id] = plan
+            cell = Cell(request=replace(asked, seed=seed, defense_seed=other), info=info)
+            self.cells[cell.run_id] = cell
             specs.append(info)
         return Runs(attack=attack, defense=defense, recovery=recovery, specs=tuple(specs))
 
-    def due(self, only: tuple[str, ...] = ()) -> list[Plan]:
+    def due(self, only: tuple[str, ...] = ()) -> list[Cell]:
         """The runs of all sections, or of those named, in the order in which they are due.
 
         Raises `UnknownName` for a section that is not there.
@@ -250,9 +250,9 @@ class Campaign:
             for run_id in of_one_seed
             if run_id is not None
         )
-        return [self.plans[run_id] for run_id in dict.fromkeys(ids)]
+        return [self.cells[run_id] for run_id in dict.fromkeys(ids)]
 
     def render(self, store: Store) -> str:
         """The page from the store's records, as Markdown."""
-        found = (store.get(plan.info) for plan in self.plans.values())
+        found = (store.get(cell.info) for cell in self.cells.values())
         return render(self.page, {record.run_id: record for record in found if record is not None})

@@ -1,19 +1,24 @@
 """The pages of documentation: plans that resolve, campaigns that continue, and tables made from records alone."""
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from msbench.benchmark.cli import execute
+from msbench.benchmark import runner
+from msbench.benchmark.cli import sweep
 from msbench.benchmark.cli.main import cli
+from msbench.benchmark.launchers import local
+from msbench.benchmark.launchers.base import Conditions, Due, Launcher, Outcome, Watcher, reason_of
 from msbench.benchmark.spec import resolve
 from msbench.benchmark.studies import pages
 from msbench.benchmark.studies.pages import Campaign
 from msbench.components import load, names
-from msbench.errors import UsageError
+from msbench.errors import Interrupted, UsageError
 from msbench.leaderboard.pages import render
 from msbench.leaderboard.store import Store
 
@@ -35,15 +40,15 @@ def test_every_run_of_a_packaged_plan_resolves_to_itself(packaged: dict[str, Cam
     for section in campaign.page.sections:
         for runs in section.runs:
             last = runs.ids[-1]
-            assert resolve(campaign.plans[last].request).run_id == last
-    assert {plan.run_id for plan in campaign.due()} == set(campaign.plans)
+            assert resolve(campaign.cells[last].request).run_id == last
+    assert {plan.run_id for plan in campaign.due()} == set(campaign.cells)
 
 
 def test_the_pages_leave_no_attack_recovery_or_defense_out(packaged: dict[str, Campaign]) -> None:
-    infos = [plan.info for plan in packaged["attacks"].plans.values()]
+    infos = [plan.info for plan in packaged["attacks"].cells.values()]
     assert {info.attack.name for info in infos} >= set(names("attack"))
     assert {info.recovery.name for info in infos} >= set(names("recovery"))
-    shown = [plan.info for plan in packaged["defenses"].plans.values()]
+    shown = [plan.info for plan in packaged["defenses"].cells.values()]
     assert {info.defense.name for info in shown} == set(names("defense"))
 
 
@@ -52,7 +57,7 @@ def test_a_packaged_page_without_records_shows_everything_as_missing(packaged: d
         text = render(campaign.page, {})
         cells = sum(line.count("| missing") for line in text.splitlines())
         assert cells >= sum(len(section.runs) for section in campaign.page.sections)
-        assert f"Runs: 0 of {len(campaign.plans)} are done." in text
+        assert f"Runs: 0 of {len(campaign.cells)} are done." in text
 
 
 def test_a_sweep_takes_each_declared_value_once(packaged: dict[str, Campaign]) -> None:
@@ -136,9 +141,32 @@ def test_a_plan_that_is_not_usable(planned: Planned, old: str, new: str, told: s
 Study = Callable[..., Result]
 
 
+@dataclass
+class Here(Launcher):
+    """Does the runs in this process, which knows of the quick target; processes have tests of their own."""
+
+    conditions: Conditions
+    slots: int | None
+    threads: int | None
+    timeout: float | None
+
+    def launch(self, due: Sequence[Due], watcher: Watcher, stop: threading.Event) -> None:
+        where = self.conditions
+        for each in due:
+            options: Any = {"data_dir": where.data_dir, "device": where.device, "download": where.download}
+            try:
+                record = runner.run(each.cell.request, store=Store(where.store), stop=stop, **options)
+            except Interrupted:
+                watcher.ended(each.cell, Outcome(status="interrupted"))
+                return
+            ended = Outcome(status="failed", reason=reason_of(record)) if record.error else Outcome(status="done")
+            watcher.ended(each.cell, ended)
+
+
 @pytest.fixture
-def study(planned: Planned, tmp_path: Path, brief: None) -> Study:
+def study(planned: Planned, tmp_path: Path, brief: None, monkeypatch: pytest.MonkeyPatch) -> Study:
     """Calls ``msbench study`` with a plan, on the CPU and in the test's store; the page is ``page.md``."""
+    monkeypatch.setattr(local, "LocalLauncher", Here)
 
     def call(text: str, *options: str, name: str = "attacks") -> Result:
         planned(text, name)
@@ -186,7 +214,7 @@ def test_an_interrupted_campaign_continues_where_it_was(
         yield stop_after(12)  # in the second run: a run of eight steps asks once before and once in each
 
     with monkeypatch.context() as patch:
-        patch.setattr(execute, "stopping", soon)
+        patch.setattr(sweep, "stopping", soon)
         result = study(plan)
     assert result.exit_code == 130
     assert "the same command continues" in result.stderr
@@ -210,8 +238,7 @@ def test_nothing_runs_where_nothing_is_missing_or_asked_for(
     plan = one_section(f'{{ attack = "{NOISE}" }}', seeds="[0, 1]")
     assert study(plan).exit_code == 0
     page, records = (tmp_path / "page.md").read_bytes(), bytes_of_records(tmp_path)
-    monkeypatch.setattr(execute, "run_all", lambda *_: pytest.fail("a run"))
-    monkeypatch.setattr("msbench.benchmark.runner.run_in_turns", lambda *_, **__: pytest.fail("a run"))
+    monkeypatch.setattr(Here, "launch", lambda *_: pytest.fail("a run"))
     for options in ([], ["--render-only"]):
         (tmp_path / "page.md").unlink()
         assert study(plan, *options).exit_code == 0
@@ -233,7 +260,7 @@ def test_a_page_of_defenses_is_made_by_the_same_machinery(study: Study, tmp_path
 def test_a_dry_run_counts_and_creates_nothing(study: Study, tmp_path: Path) -> None:
     result = study(ATTACKS, "--dry-run")
     assert result.exit_code == 0
-    assert "10 runs: 0 cached, 0 unfinished, 10 pending; at most 2,600 queries" in result.stdout
+    assert "10 runs: 0 done, 0 failed, 0 unfinished, 10 missing; 10 to do, at most 2,600 queries" in result.stdout
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "page.md").exists()
     assert "2,600" not in study(ATTACKS, "--dry-run", "--only", "second").stdout
