@@ -362,7 +362,7 @@ class Session:
             self.listener.warning(f"saved state {path} cannot be read ({type(error).__name__}): starting over")
             return
         if not isinstance(state, dict) or state.get("format") != STATE_FORMAT or state.get("target") != self._digest():
-            self.listener.warning(f"saved state {path} belongs to another target: starting over")
+            self.listener.warning(f"saved state {path} is of another target or another version: starting over")
             return
         try:
             for name, part in self._parts().items():
