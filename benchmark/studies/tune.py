@@ -72,7 +72,7 @@ ZEROTH_ORDER: Space = {"directions": (1, 3, 10), "replay_steps": (10, 30)}
 SHAPES: Space = {
     "diversity": (20.0, 100.0, 500.0),
     "initial_share": (0.1, 0.25),
-    "crop": (0, 1),  # the paper's four pixels are half of an eight-pixel image, and a mirrored digit is another one
+    "crop": (1,),  # the paper's four pixels are half of an eight-pixel image, and a mirrored digit is another one
     "flip": (False,),
     # Cut: the paper's are 50,000 shapes, 200 and 100 passes of the GAN, and 200 of each initial clone.
     "proxy": (5_000,),
