@@ -178,7 +178,7 @@ def heat(table: BoardTable) -> Figure:
     rows = [row for row in table.rows if any(row.scores)]
     labels = [column.label + ("" if column.role == "ranked" else " *") for column in table.columns]
     shares = [[score.sigma.mean if score and score.sigma else None for score in row.scores] for row in rows]
-    figure = Figure(figsize=(2.5 + 0.7 * len(labels), 1.8 + 0.24 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2.5 + 0.7 * len(labels), 1.8 + 0.24 * max(len(rows), 8)), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("0.85")
     values = [[float("nan") if share is None else share for share in line] for line in shares]
