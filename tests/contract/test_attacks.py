@@ -1,6 +1,5 @@
 """Every installed attack keeps to its budget, ends by itself, and passes the contract suite."""
 
-import dataclasses
 from typing import Any, cast
 
 import pytest
@@ -16,22 +15,7 @@ from msbench.targets.datasets.base import TensorImages
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHEAP: dict[str, Any] = {
-    "width": 8,
-    "latent": 8,
-    "epochs": 1,
-    "round_epochs": 1,
-    "generator_steps": 2,
-    "deepfool_steps": 1,
-    "proxy": 40,
-    "gan_epochs": 1,
-    "diversity_epochs": 0,
-    "replay_steps": 1,
-    "least": 0.5,
-}
-"""What makes an attack fast, where it has such a parameter."""
-CHEAPER: dict[str, dict[str, Any]] = {"activethief": {"rounds": 3}}
-"""What means something else to other attacks."""
+from .cheap import cheap
 
 NETWORK = tiny_network(1234, 10).eval()
 POOL_SIZE = 1200
@@ -67,15 +51,8 @@ def victim(budget: int, *, labels_only: bool = False) -> Watched:
     return Watched(answer, budget=budget, num_classes=10, image_shape=IMAGE_SHAPE, labels_only=labels_only)
 
 
-def parameters(attack: str, batch: int, more: dict[str, Any]) -> dict[str, Any]:
-    """Cheap settings and the batch size, as far as the attack has such parameters."""
-    fields = {field.name for field in dataclasses.fields(load_class("attack", attack))}
-    wanted = CHEAP | {"batch": batch, "query_batch": batch}
-    return {key: value for key, value in wanted.items() if key in fields} | CHEAPER.get(attack, {}) | more
-
-
 def set_up(attack: str, seen: Victim, batch: int, more: dict[str, Any], build: Any = tiny_network) -> Attack:
-    built = cast(Attack, load_class("attack", attack).from_params(parameters(attack, batch, more)))
+    built = cast(Attack, load_class("attack", attack).from_params(cheap(attack, batch) | more))
     drawn = torch.Generator().manual_seed(4321)
     pixels = torch.randint(256, (POOL_SIZE, *IMAGE_SHAPE), generator=drawn, dtype=torch.uint8)
     context = AttackContext(
@@ -167,7 +144,7 @@ def test_a_last_batch_of_one_image_can_be_trained_on(attack: str, budget: int) -
 
 @pytest.mark.parametrize("attack", names("attack"))
 def test_the_contract_suite_finds_nothing(attack: str) -> None:
-    checks = validate_attack(format_spec(attack, parameters(attack, 32, {})))
+    checks = validate_attack(format_spec(attack, cheap(attack, 32)))
     assert {check.name: check.detail for check in checks if not check.passed} == {}
     assert len(checks) == 8
 
