@@ -156,7 +156,7 @@ def every_pair() -> Iterator[Any]:
             yield pytest.param(spec, attack, marks=[pytest.mark.slow] if (i + j) % 4 else [])
 
 
-@pytest.mark.parametrize(("spec", "attack"), every_pair())
+@pytest.mark.parametrize(("spec", "attack"), [*every_pair()])
 def test_it_composes_with_every_attack(spec: str, attack: str) -> None:
     seen, victim = wrapped(spec, budget=100, clone=lambda: stolen.clone())
     stolen = set_up(attack, seen)
