@@ -19,7 +19,7 @@ Numbers = Callable[[Record], dict[str, Any]]
 pytestmark = pytest.mark.usefixtures("brief")
 
 QUICK = {
-    "activethief": "activethief:epochs=2,strategy=k_center",
+    "activethief": "activethief:epochs=2,strategy=k_center,rounds=10",
     "copycat": "copycat:epochs=2,query_batch=40",
     "dfme": "dfme:batch=5,width=8",
     "dfms_hl": "dfms_hl:proxy=64,gan_epochs=1,diversity_epochs=1,epochs=1,batch=16,width=8",
