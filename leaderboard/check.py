@@ -62,7 +62,7 @@ def problems(record: Record, path: Path, protocol: str) -> Iterator[str]:
 
 def _clone_of(record: Record) -> tuple[object, ...]:
     """Two runs that differ in the attack's seed train two clones, which differ in the digits of their distances."""
-    same = record.spec.without_seeds()
+    same = record.spec.without_seeds().model_dump_json()
     if record.stolen is None or record.stolen.kl == 0:
         return same, record.run_id
     return same, record.stolen.kl, record.stolen.l1

@@ -91,11 +91,9 @@ class SpecInfo(_Section):
         seed = self.target.params.get("seed", 0)
         return seed if isinstance(seed, int) else 0
 
-    def without_seeds(self) -> str:
-        """What all runs of a cell have in common, as canonical text: everything but seeds, the target's too."""
-        data = self.model_dump(mode="json", exclude={"seed", "defense_seed"})
-        data["target"]["params"].pop("seed", None)
-        return _canonical(data)
+    def without_seeds(self) -> "SpecInfo":
+        """What all runs of a cell have in common: every seed is 0, the target's too."""
+        return self.model_copy(update={"seed": 0, "defense_seed": 0, "target": copy_of(self.target, 0)})
 
 
 class TargetInfo(_Section):

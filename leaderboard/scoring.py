@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import pandas as pd
 
 from ..components import format_spec
-from .record import ComponentInfo, Record, SpecInfo, copy_of
+from .record import ComponentInfo, Record, SpecInfo
 
 TABLE = ["protocol", "target", "budget"]
 """What all cells of one table share."""
@@ -228,7 +228,7 @@ def _runs(records: Iterable[Record]) -> Iterator[tuple[Condition, Measurement]]:
         if measurement is not None:
             spec = record.spec.model_dump_json(exclude={"seed", "defense_seed"})  # few of many: made once for each
             if spec not in conditions:
-                conditions[spec] = _condition(record.spec)
+                conditions[spec] = _condition(record.spec.without_seeds())
             run = record.timing.created_utc, conditions[spec], measurement
             newest[record.run_id] = max(newest.get(record.run_id, run), run)
     return ((condition, measurement) for _, condition, measurement in newest.values())
@@ -299,7 +299,7 @@ def _t_quantile(freedom: int) -> float:
 def _condition(spec: SpecInfo) -> Condition:
     setting = {"clone": spec.clone, "pool": spec.pool, "precision": spec.precision}
     column = Column(_part(spec.attack), _part(spec.recovery), Part("", "", _canonical(setting)))
-    return Condition(spec.protocol, _part(copy_of(spec.target, 0)), spec.budget, _part(spec.defense), column)
+    return Condition(spec.protocol, _part(spec.target), spec.budget, _part(spec.defense), column)
 
 
 def _part(component: ComponentInfo) -> Part:

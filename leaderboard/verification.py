@@ -66,7 +66,7 @@ def threshold(values: Sequence[float]) -> float | None:
 
 def cell_of(record: Record) -> str:
     """What is the same for all seeds of a cell."""
-    return record.spec.without_seeds()
+    return record.spec.without_seeds().model_dump_json()
 
 
 # ------------------------------------------------------------------------------------------------- comparing

@@ -1,6 +1,7 @@
 """``msbench run``: a grid of runs, one after the other, in this process."""
 
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,13 @@ from .values import parse_budget, parse_seeds
 if TYPE_CHECKING:
     from ...leaderboard.store import Store
     from ..spec import Plan
+
+
+def _seeds_option(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An axis of seeds."""
+    return click.option(
+        name, metavar="SEEDS", type=parse_seeds, multiple=True, default=("0",), show_default=True, help=text
+    )
 
 
 @click.command()
@@ -75,33 +83,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Queries allowed: 60000, 60k, 2M. One query is one image.",
 )
-@click.option(
-    "--seed",
-    metavar="SEEDS",
-    type=parse_seeds,
-    multiple=True,
-    default=("0",),
-    show_default=True,
-    help="The attack's seeds: 0, 0-2, 0,3,5.",
-)
-@click.option(
-    "--defense-seed",
-    metavar="SEEDS",
-    type=parse_seeds,
-    multiple=True,
-    default=("0",),
-    show_default=True,
-    help="The defense's own seeds.",
-)
-@click.option(
-    "--target-seed",
-    metavar="SEEDS",
-    type=parse_seeds,
-    multiple=True,
-    default=("0",),
-    show_default=True,
-    help="Copies of the target: the seeds that it is trained with.",
-)
+@_seeds_option("--seed", "The attack's seeds: 0, 0-2, 0,3,5.")
+@_seeds_option("--defense-seed", "The defense's own seeds.")
+@_seeds_option("--target-seed", "Copies of the target: the seeds that it is trained with.")
 @click.option("--clone", metavar="ARCHITECTURE", help="The clone's architecture, instead of the frozen one.")
 @click.option(
     "--pool",

@@ -187,9 +187,9 @@ def damage(path: Path, how: str) -> None:
         ("cut", "cannot be read"),
         ("empty", "cannot be read"),
         ("text", "cannot be read"),
-        ("list", "is of another target"),
-        ("target", "is of another target"),
-        ("format", "is of another target"),
+        ("list", "is of another target or another version"),
+        ("target", "is of another target or another version"),
+        ("format", "is of another target or another version"),
     ],
 )
 def test_a_state_of_no_use_is_a_warning_and_the_run_starts_over(
