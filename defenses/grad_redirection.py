@@ -19,6 +19,9 @@ from .trained import trained
 _AT_ONCE = 2**24
 """Gradients of single images that are held together, in numbers; what there are more is taken in turn."""
 
+_SMALLEST = 1e-30
+"""The smallest squared length of a step that is divided by; below it a surrogate agrees with y, and nothing is cut."""
+
 Weights = dict[str, Tensor]
 
 
@@ -31,22 +34,23 @@ class GradientRedirection(Defense):
     L1, whose step has the largest inner product with the direction: class k is worth the derivative of log p_k
     along it, and half the budget goes to the most valuable class, from the least valuable ones upwards. Directions:
     ``all_ones``, the same for every query, so that steps add up (the authors' GRAD²); ``min_inner_product``, against
-    the step under y, for each image its own; ``watermark``, the step that teaches one image of the defender's a
-    random label.
+    the step under y, for each image its own; ``orthogonal``, all_ones without its part along the step under y, so
+    that the step is turned aside and the clean one neither sought nor opposed; ``watermark``, the step that teaches
+    one image of the defender's a random label.
 
     Mazeika, Li and Forsyth (ICML 2022). The derivatives of all classes are one forward-mode pass for a whole batch;
     theirs come from a second backward pass, which averages over the batch: under ``min_inner_product`` their
     answers depend on what else is asked, these do not. The solver is the authors', for all images at once. The
     surrogate has the target's architecture and is distilled from its answers with the authors' optimizer for 10
     of 50 epochs.
-    Deviations: they distill on the attacker's own queries; here the default is their variant on the defender's
-    training images, and anything nearer to the attacker's must be named. Nothing is augmented. The watermark's
-    image is one that the target was trained on, theirs a test image.
+    Deviations: ``orthogonal`` is ours. They distill on the attacker's own queries; here the default is their
+    variant on the defender's training images, and anything nearer to the attacker's must be named. Nothing is
+    augmented. The watermark's image is one that the target was trained on, theirs a test image.
     """
 
     epsilon: float = param(0.9, "the largest L1 distance between released and clean answers", ge=0, le=2)
-    direction: Literal["all_ones", "min_inner_product", "watermark"] = param(
-        "all_ones", "where training is steered: all_ones, min_inner_product or watermark"
+    direction: Literal["all_ones", "min_inner_product", "orthogonal", "watermark"] = param(
+        "all_ones", "where training is steered: all_ones, min_inner_product, orthogonal or watermark"
     )
     surrogate: str = param(
         "data", "images to distill the surrogate on: data (the target's own), pool, or a data set; or untrained"
@@ -126,11 +130,9 @@ class GradientRedirection(Defense):
                 decay.step()
 
     def _direction(self, context: DefenseContext) -> Weights:
-        """The direction in the surrogate's weights, empty if each image has its own."""
+        """The direction in the surrogate's weights; where each image has its own, what it is made from."""
         weights = dict(self.network.named_parameters())
-        if self.direction == "min_inner_product":
-            return {}
-        if self.direction == "all_ones":
+        if self.direction != "watermark":
             return {name: torch.ones_like(weight) for name, weight in weights.items()}
         chance = torch.Generator().manual_seed(context.stream("watermark"))
         data = context.data()
@@ -149,6 +151,13 @@ class GradientRedirection(Defense):
 
         return logs
 
+    def _turned_from(self, step: Weights) -> Weights:
+        """The direction of an image whose step under y is this one: against it, or what is orthogonal to it."""
+        if self.direction == "min_inner_product":
+            return {name: -part for name, part in step.items()}
+        share = _inner(self.towards, step) / _inner(step, step).clamp_min(_SMALLEST)
+        return {name: self.towards[name] - share * step[name] for name in step}
+
     @torch.no_grad()
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
         """``probs`` (N, K) moved by at most epsilon to the highest worth."""
@@ -158,19 +167,23 @@ class GradientRedirection(Defense):
     def worth(self, images: Tensor, probs: Tensor) -> Tensor:
         """The derivative of every log p_k along the direction, (N, K), for images and the target's answers (N, K)."""
         weights = dict(self.network.named_parameters())
-        if self.direction != "min_inner_product":
+        if self.direction in ("all_ones", "watermark"):
             along: Tensor = jvp(self._logs(images), (weights,), (self.towards,))[1]
             return along
 
         def own(image: Tensor, answer: Tensor) -> Tensor:
             logs = self._logs(image.unsqueeze(0))
             step: Weights = vjp(logs, weights)[1](answer.unsqueeze(0))[0]
-            along: Tensor = jvp(logs, (weights,), (step,))[1]
-            return -along.squeeze(0)
+            along: Tensor = jvp(logs, (weights,), (self._turned_from(step),))[1]
+            return along.squeeze(0)
 
         size = sum(weight.numel() for weight in weights.values())
         each: Tensor = vmap(own, chunk_size=max(1, _AT_ONCE // size))(images, probs)
         return each
+
+
+def _inner(a: Weights, b: Weights) -> Tensor:
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
 
 
 def _load_forward_mode() -> None:

@@ -83,7 +83,7 @@ def test_black_box(compare: Compare) -> None:
 def test_defense(compare: Compare, name: str, count: int, classes: int) -> None:
     deployed, batch = deployment(name, classes), images(count)
     compare(
-        lambda: deployed.answer(batch),
+        lambda: deployed.serve(batch),
         lambda: forward(deployed.target, batch),
         what=f"defense {name}",
         images=count,
