@@ -117,9 +117,7 @@ def test_the_watermark_teaches_one_image_one_label(context: Make) -> None:
 
 
 @pytest.mark.parametrize("direction", ["min_inner_product", "orthogonal"])
-def test_an_image_is_answered_alike_in_any_company(
-    direction: str, context: Make, answers: Draw, images: Draw
-) -> None:
+def test_an_image_is_answered_alike_in_any_company(direction: str, context: Make, answers: Draw, images: Draw) -> None:
     defense = GradientRedirection.from_params({"direction": direction, "surrogate": "untrained"})
     defense.prepare(context())
     probs, asked = answers(20), images(20)
