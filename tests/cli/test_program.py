@@ -60,6 +60,7 @@ def test_a_run_is_done_once(call):
     assert json.loads(call(*small, "--dry-run").stdout)["cached"] == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_budget():
     peaks = []
     for budget in ("1k", "4k"):

@@ -19,9 +19,11 @@ from .cheap import cheap
 
 NETWORK = tiny_network(1234, 10).eval()
 POOL_SIZE = 1200
-GRID = [(budget, batch) for budget in (1, 7, 999, 1000) for batch in (1, 3, 64, 100) if budget / batch < 100]
-"""Budgets and batch sizes; hundreds of small batches would take seconds and end as seven do."""
 ODD = [(1, 64), (7, 1), (7, 3), (999, 64), (1000, 100)]
+"""Budgets and batch sizes that end in every way there is: within the first batch, with a full one, with a rest."""
+EVERY = [(budget, batch) for budget in (1, 7, 999, 1000) for batch in (1, 3, 64, 100)]
+GRID = [pytest.param(*pair, marks=() if pair in ODD else pytest.mark.slow) for pair in EVERY]
+REPEATING = [(3, 3), (7, 1), (7, 100), (999, 3), (1000, 64)]
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dualstudent", {"students": 3, "generator_step": "pre_tanh", "optimizer": "adam"}),
     ("dfme", {"directions": 4}),
@@ -96,8 +98,11 @@ def test_the_budget_holds_where_answers_are_labels(attack: str, budget: int, bat
     expect_spent(box, box, report)
 
 
-@pytest.mark.parametrize("labels_only", [False, True])
-@pytest.mark.parametrize(("budget", "batch"), [(3, 3), (7, 1), (7, 100), (999, 3), (1000, 64)])
+@pytest.mark.parametrize("labels_only", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("budget", "batch"),
+    [pytest.param(*pair, marks=pytest.mark.slow if pair == (999, 3) else ()) for pair in REPEATING],
+)
 @pytest.mark.parametrize("attack", names("attack"))
 def test_the_budget_holds_behind_a_recovery_that_repeats(
     attack: str, budget: int, batch: int, labels_only: bool
