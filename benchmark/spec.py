@@ -86,11 +86,16 @@ def frozen() -> Mapping[str, Any]:
     return tomllib.loads(text)
 
 
+_OWN = {"data", "auxiliary"}
+"""Needs of a defense that are withheld from an attacker who rebuilds it."""
+
+
 def resolve(request: RunSpec) -> Plan:
     """Decide everything that determines the run. Trains nothing and reads no images.
 
-    Raises the subclasses of `UsageError` for unknown names, unknown or ill-typed parameters, a budget below one,
-    and a checkpoint or a folder of images that is not there.
+    Raises the subclasses of `UsageError` for unknown names, unknown or ill-typed parameters, a budget below one, a
+    recovery that would have to rebuild what cannot be rebuilt, and a checkpoint or a folder of images that is not
+    there.
     """
     from ..defenses.base import load_defense
     from ..targets.architectures import check_architecture
@@ -119,6 +124,11 @@ def resolve(request: RunSpec) -> Plan:
         raise UsageError(
             f"recovery {recovery.label()!r} is told clean answers, so its name must begin with 'oracle_': "
             "upper bounds are never ranked, and are known by their names"
+        )
+    if "defense" in recovery.traits.knows and (own := _OWN.intersection(defense.traits.needs)):
+        raise UsageError(
+            f"recovery {recovery.label()!r} needs the defense rebuilt, but no attacker can rebuild {defense}, which is "
+            f"made from what only its owner has ({', '.join(sorted(own))}): take a recovery that does not"
         )
     clone = request.clone or settings.get("clone") or name.architecture
     check_architecture(clone)

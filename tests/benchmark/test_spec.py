@@ -305,6 +305,11 @@ def test_the_frozen_table_names_data_sets_and_attacks_that_exist() -> None:
         ({"attack": "random_noise:lr_student=nan"}, UsageError, "lr_student"),
         ({"pool": "patches"}, UsageError, "takes no --pool"),
         ({"attack": "dualstudent", "pool": "mnist"}, UsageError, "dualstudent is data-free: it takes no --pool"),
+        (
+            {"defense": "topk+grad_redirection", "recovery": "bayes"},
+            UsageError,
+            r"no attacker can rebuild topk\+grad_redirection, which is made from what only its owner has \(data\)",
+        ),
         ({"attack": "true_data", "pool": "mnist"}, UsageError, "true_data is control: it takes no --pool"),
         ({"attack": "knockoff", "pool": "pathces"}, UnknownName, "patches"),
         ({"attack": "knockoff", "target": "patches/lenet5"}, UsageError, "declares no pool: name one with --pool"),
