@@ -5,7 +5,6 @@ Records are always made anew: one from before a change says nothing about the co
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -17,7 +16,7 @@ from ..leaderboard.suites import FrozenSuite, column_label
 from .launchers.base import Launcher, Outcome, Watcher
 from .spec import Cell
 from .suite import plans
-from .sweep import due, look
+from .sweep import due, look, part
 
 Key = tuple[str, int, str, str, str]
 """Target, budget, defense, attack and recovery, as the suite writes them."""
@@ -30,27 +29,17 @@ def cells_of(
 
     Args:
         seeds: instead of the suite's.
-        attacks, defenses: patterns of which one must match, with the recovery if there is one (``dfme + argmax``);
-            none stands for all.
+        attacks, defenses: as for `benchmark.sweep.part`.
 
-    Raises `UsageError` if nothing is left.
+    Raises `UnknownName` for a pattern that matches nothing, and `UsageError` if together they leave nothing.
     """
     if seeds is not None:
         tables = tuple(table.model_copy(update={"seeds": tuple(seeds)}) for table in suite.tables)
         suite = suite.model_copy(update={"tables": tables})
-    cells = [
-        cell
-        for cell in plans(suite)
-        if _matches(column_label(cell.request.attack, cell.request.recovery), attacks)
-        and _matches(cell.request.defense, defenses)
-    ]
+    cells = plans(part(suite, attacks=attacks, defenses=defenses))
     if not cells:
         raise UsageError(f"suite {suite.name} has no run of {', '.join([*attacks, *defenses])}")
     return cells
-
-
-def _matches(spec: str, patterns: Sequence[str]) -> bool:
-    return not patterns or any(fnmatchcase(spec, pattern) for pattern in patterns)
 
 
 def key_of(cell: Cell) -> Key:

@@ -74,14 +74,20 @@ def choose(
     Raises `UnknownName` for a pattern that matches nothing, and as `benchmark.suite.defense_entry`.
     """
     for pattern in defenses:
-        if not any(_matches(pattern, entry, setting) for entry, setting in _settings(suite)):
-            if any(sign in pattern for sign in "*?["):
-                raise UnknownName("defense", pattern, {entry.name for entry, _ in _settings(suite)})
+        if not _held(suite, pattern) and not any(sign in pattern for sign in "*?["):
             suite = with_defense(suite, pattern)
+    return part(suite, defenses=defenses, attacks=attacks, seeds=seeds)
+
+
+def part(
+    suite: FrozenSuite, *, defenses: Sequence[str] = (), attacks: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> FrozenSuite:
+    """What patterns name of a suite, as `choose` reads them. Raises `UnknownName` for one that matches nothing."""
     columns = {column.label: column for table in suite.tables for column in table.columns}
+    _insist("defense", defenses, {entry.name for entry, _ in _settings(suite)}, lambda each, _: _held(suite, each))
     _insist("attack", attacks, columns, lambda pattern, label: _names(pattern, columns[label]))
     _insist("seed", map(str, seeds), {str(seed) for table in suite.tables for seed in table.seeds}, str.__eq__)
-    tables = [part for table in suite.tables if (part := _choose(table, defenses, attacks, seeds)) is not None]
+    tables = [left for table in suite.tables if (left := _choose(table, defenses, attacks, seeds)) is not None]
     return suite.model_copy(update={"tables": tuple(tables)})
 
 
@@ -108,6 +114,10 @@ def _settings(suite: FrozenSuite) -> Iterator[tuple[DefenseEntry, DefenseSetting
         for entry in table.defenses:
             for setting in entry.settings:
                 yield entry, setting
+
+
+def _held(suite: FrozenSuite, pattern: str) -> bool:
+    return any(_matches(pattern, entry, setting) for entry, setting in _settings(suite))
 
 
 def _matches(pattern: str, entry: DefenseEntry, setting: DefenseSetting) -> bool:

@@ -37,8 +37,8 @@ REGRESSION = 3
 @click.option("--suite", metavar="NAME", default="ci", show_default=True, help="A suite, or a file of one.")
 @click.option("--baseline", metavar="NAME_OR_FILE", help="What to compare with; the suite's own where none is given.")
 @click.option("--seed", metavar="SEEDS", type=parse_seeds, help="Seeds instead of the suite's: 0-2, say.")
-@click.option("--attack", metavar="PATTERN", multiple=True, help="Only these, 'dfme + argmax' say; the option repeats.")
-@click.option("--defense", metavar="PATTERN", multiple=True, help="Only against these defenses, none say.")
+@click.option("--attack", metavar="PATTERN", multiple=True, help="Only these, as for msbench sweep; repeats.")
+@click.option("--defense", metavar="PATTERN", multiple=True, help="Only against these defenses; repeats.")
 @click.option("--update", is_flag=True, help="Write what is measured to the baseline instead, from 20 seeds or more.")
 @click.option("--store", type=click.Path(file_okay=False, path_type=Path), help="Keep the records, and continue there.")
 @slots_option

@@ -14,7 +14,7 @@ from msbench.benchmark.metrics import all_labels
 from msbench.benchmark.regress import cells_of, key_of
 from msbench.benchmark.runner import run
 from msbench.benchmark.suite import load
-from msbench.errors import UsageError
+from msbench.errors import UnknownName, UsageError
 from msbench.leaderboard.baseline import Comparison, compare, load_baseline
 from msbench.leaderboard.store import Store
 from msbench.targets import training
@@ -23,9 +23,20 @@ from msbench.targets.datasets.loading import load_dataset
 PATIENT = training.RECIPES["digits"]
 
 
-def test_an_attack_that_no_suite_has() -> None:
-    with pytest.raises(UsageError, match=r"suite ci has no run of zz\*"):
+def test_what_no_suite_has() -> None:
+    with pytest.raises(UnknownName, match=r"zz\*"):
         cells_of(load("ci"), attacks=["zz*"])
+    with pytest.raises(UnknownName, match="rounding"):
+        cells_of(load("ci"), defenses=["rounding"])
+    with pytest.raises(UsageError, match="suite ci has no run of maze, topk:k=3"):
+        cells_of(load("ci"), attacks=["maze"], defenses=["topk:k=3"])
+
+
+def test_an_attack_s_name_stands_for_all_its_recoveries() -> None:
+    asked = {(cell.request.defense, cell.request.recovery) for cell in cells_of(load("ci"), attacks=["dualstudent"])}
+    assert asked == {("none", "none"), ("topk:k=3", "argmax")}
+    plain = {cell.request.recovery for cell in cells_of(load("ci"), attacks=["dualstudent + argmax"])}
+    assert plain == {"argmax"}
 
 
 def _changes(suite: str, seeds: list[int], folder: Path) -> list[Comparison]:
