@@ -8,15 +8,13 @@ why the temporary file is a neighbor of its target and not in ``/tmp``.
 
 import os
 import secrets
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from .errors import StoreError
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call ``write(file)`` on a temporary binary file beside ``path`` and rename it into place.
+def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
+    """Write bytes, or text in UTF-8, to a temporary file beside ``path`` and rename it into place.
 
     Raises `StoreError` where the folder cannot be written.
     """
@@ -26,7 +24,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with temporary.open("xb") as file:
-                write(file)
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -349,7 +349,7 @@ class Session:
         state["tally"] = vars(self.tally)
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomically(self.state_path, lambda file: file.write(buffer.getbuffer()))
+        write_atomically(self.state_path, buffer.getbuffer())
         return time.monotonic()
 
     def _load_state(self) -> None:

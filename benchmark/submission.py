@@ -149,7 +149,7 @@ def write(bundle: Bundle, board: Path) -> list[Path]:
             )
     texts = {there: bundle.text, there.with_suffix(".json"): resolved_text(bundle.submission.resolved)}
     for path, text in texts.items():
-        write_atomically(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+        write_atomically(path, text)
     return [*texts, *map(results.save, bundle.records)]
 
 

@@ -61,7 +61,7 @@ def trained(
             fit(network)
         weights = _weights(network)
         content = save_tensors(weights, metadata={"identity": identity, "digest": _digest(weights)})
-        write_atomically(path, lambda file: file.write(content))
+        write_atomically(path, content)
     else:
         network.load_state_dict(weights)
     return network.requires_grad_(False).eval()

@@ -119,7 +119,7 @@ class Store:
         loads(text)
         old = None if record.status == "done" else self.get(record.spec)
         if old is None or old.status != "done":
-            write_atomically(path, lambda file: file.write(text.encode()))
+            write_atomically(path, text)
         return path
 
     def get(self, spec: SpecInfo) -> Record | None:

@@ -275,9 +275,9 @@ def _train_and_cache(
         digest=hashlib.sha256(content).hexdigest(),
         trained_seconds=round(time.perf_counter() - started, 3),
     )
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, content)
     text = json.dumps(asdict(card), indent=2, sort_keys=True) + "\n"
-    write_atomically(path.with_suffix(".json"), lambda file: file.write(text.encode()))
+    write_atomically(path.with_suffix(".json"), text)
     return Loaded(target=_freeze(target), dataset=parsed.dataset, card=card, path=path)
 
 

@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import click
@@ -53,21 +52,17 @@ def build(suites: tuple[str, ...], store: Path, folder: Path | None, out: Path, 
     submitted = [] if folder is None else list(submissions(folder / "entries"))
     loaded = list(_load(suites))
     boards = [_board(suite, records, submitted) for suite in loaded]
-    files = dict(_data(boards))
+    files: dict[str, str | bytes] = dict(_data(boards))
     files["index.html"] = render_page(
         boards,
         paths={record.run_id: relative_path(record.spec).as_posix() for record in records},
         records_url=records_url or quote(Path(os.path.relpath(where, out)).as_posix()),
         downloads=[name for name in files if not name.endswith(".svg")],
         attack_results=[line for suite in loaded for line in _attack_results(suite, records, submitted)],
-    ).encode()
-    for name, data in files.items():
-        write_atomically(out / name, partial(_write, data))
+    )
+    for name, content in files.items():
+        write_atomically(out / name, content)
     click.echo(out / "index.html")
-
-
-def _write(data: bytes, file: BinaryIO) -> None:
-    file.write(data)
 
 
 def _load(names: Sequence[str]) -> "Iterator[FrozenSuite]":
@@ -89,16 +84,16 @@ def _board(suite: "FrozenSuite", records: "Sequence[Record]", submitted: "Sequen
     return make_board(suite, records, find_baseline(suite.name), defenses(suite, submitted))
 
 
-def _data(boards: "Sequence[Board]") -> Iterator[tuple[str, bytes]]:
+def _data(boards: "Sequence[Board]") -> Iterator[tuple[str, str | bytes]]:
     """Names below the page's folder, with what the files hold."""
     from ...leaderboard.board_report import sheets, to_csv, to_json, to_markdown
     from ...leaderboard.figures import figures
 
     for board in boards:
         laid, place = sheets(board), "" if len(boards) == 1 else f"{board.suite}/"
-        yield f"{place}board.csv", to_csv(laid).encode()
-        yield f"{place}board.json", to_json(laid).encode()
-        yield f"{place}board.md", to_markdown(laid).encode()
+        yield f"{place}board.csv", to_csv(laid)
+        yield f"{place}board.json", to_json(laid)
+        yield f"{place}board.md", to_markdown(laid)
         for name, data in figures(board, "svg"):
             yield f"{place}figures/{name}.svg", data
 

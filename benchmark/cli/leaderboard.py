@@ -212,10 +212,12 @@ def _emit_board(laid: "Sheets", style: str, output: Path | None) -> None:
 
 
 def _emit_text(text: str, output: Path | None) -> None:
+    from ...files import write_atomically
+
     if output is None:
         click.echo(text, nl=False)
     else:
-        _write(output, text.encode())
+        write_atomically(output, text)
 
 
 def _emit_table(table: "RenderableType", output: Path | None) -> None:
@@ -238,18 +240,13 @@ def _plain(table: "RenderableType") -> str:
 
 
 def _write_figures(laid: "Sheets", style: str, folder: Path) -> None:
+    from ...files import write_atomically
     from ...leaderboard.figures import figures
 
     for name, data in figures(laid.board, cast("Format", style), laid.drop, laid.l1):
         path = folder / f"{name}.{style}"
-        _write(path, data)
+        write_atomically(path, data)
         click.echo(path)
-
-
-def _write(path: Path, data: bytes) -> None:
-    from ...files import write_atomically
-
-    write_atomically(path, lambda file: file.write(data))
 
 
 for _command in (build, submission.check, submission.verify, submission.entry, submission.submit):

@@ -100,9 +100,9 @@ def regress(
         _update(path_of(baseline or name_of(suite)), frozen.name, frozen.protocol, cells, records)
         return
     lines = compare(known, records, list(dict.fromkeys(map(key_of, cells))))
-    for file, text in ((markdown, as_markdown(lines, frozen.name).encode()), (junit, as_junit(lines, frozen.name))):
+    for file, text in ((markdown, as_markdown(lines, frozen.name)), (junit, as_junit(lines, frozen.name))):
         if file is not None:
-            write_atomically(file, lambda out, text=text: out.write(text))  # type: ignore[misc]
+            write_atomically(file, text)
     _report(lines, as_json=as_json)
     broken = [line for line in lines if not line.holds]
     if broken:
@@ -119,8 +119,8 @@ def _update(
     done = [record for _, record in records if record.status == "done"]
     if len(done) < len(cells):
         raise MsbenchError(f"{len(cells) - len(done)} of {len(cells)} runs are not done: no baseline is written")
-    text = dumps(as_baseline(suite, protocol, records)).encode()
-    write_atomically(path, lambda file: file.write(text))
+    text = dumps(as_baseline(suite, protocol, records))
+    write_atomically(path, text)
     click.echo(f"{path} is written, from {len(done)} runs", err=True)
 
 

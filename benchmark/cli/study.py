@@ -161,7 +161,8 @@ def _make_page(
     from .sweep import print_plan, run_due
 
     campaign, where = Campaign(name), Store(store)
-    standings = look(campaign.due(only), where)
+    cells = campaign.due(only)
+    standings = look([] if render_only else cells, where)
     runs = due(standings, retry_failed=True)
     if dry_run:
         print_plan(standings, runs, as_json=False)
@@ -173,11 +174,10 @@ def _make_page(
     )
     code = 0
     try:
-        if runs and not render_only:
+        if runs:
             code = run_due(standings, runs, where, launcher, quiet=quiet, live=progress, as_json=False)
     finally:
-        page = campaign.render(where).encode()
-        write_atomically(output, lambda file: file.write(page))
+        write_atomically(output, campaign.render(where))
         click.echo(f"{output} is written", err=True)
     ctx.exit(code)
 

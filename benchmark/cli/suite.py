@@ -88,5 +88,5 @@ def freeze(name: str, folder: str | None, force: bool) -> None:
             f"{path} differs from what would be frozen today, and a changed suite is a changed protocol: its records "
             "and scores no longer count; --force replaces it all the same"
         )
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, text)
     click.echo(f"{path} is written", err=True)
