@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .pages import NOTHING, Machines, Records, Runs, Section, absent, interval, table
 from .record import Paid, Record
-from .scoring import CHANCE_FLOOR, Cell, cells, estimate, spec_text, worst_cases
+from .scoring import CHANCE_FLOOR, Cell, estimate
 
 # ---------------------------------------------------------------------------------------------------- attacks
 
@@ -96,6 +96,8 @@ def _count(runs: Runs, records: Records) -> str:
 class DefenseRow:
     """One setting of a defense against the attacks of its section."""
 
+    defense: str
+    """Its name and what it is set to."""
     family: str
     """Families are never compared in one table."""
     recovery: str
@@ -108,11 +110,6 @@ class DefenseRow:
     def runs(self) -> list[Runs]:
         """The row's cells."""
         return list(self.columns.values())
-
-    @property
-    def defense(self) -> str:
-        """The defense with all its parameters."""
-        return spec_text(self.runs[0].specs[0].defense)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,19 +190,23 @@ def _cost_line(row: DefenseRow, records: Records, machines: Machines) -> list[st
         machines.medians(done, lambda record: record.timing.latency_ratio.get("1")),
         machines.medians(done, lambda record: record.timing.latency_ratio.get("256")),
         count,
-        _worst_case(row, done, records),
+        _worst_case(row, records),
     ]
 
 
-def _worst_case(row: DefenseRow, done: list[Record], records: Records) -> str:
+def _worst_case(row: DefenseRow, records: Records) -> str:
     """The largest stolen share among the ranked attacks, and whose it is; a lower bound while some are missing."""
-    found = list(worst_cases(cells(done)).values())
-    if not found or found[0].stolen_share is None:
+    scores = {header: runs.score(records) for header, runs in row.columns.items()}
+    shares = {
+        header: score.stolen_share for header, score in scores.items() if score and score.ranked and score.stolen_share
+    }
+    if not shares:
         return NOTHING
-    share = found[0].stolen_share
+    worst = max(shares, key=lambda header: shares[header].mean)
+    share = shares[worst]
     bound = "" if all(runs.done(records) for runs in row.runs) else "≥ "
     half = "" if share.half is None else f" ± {share.half:.2f}"
-    return f"{bound}{share.mean:.2f}{half} {found[0].attack}"
+    return f"{bound}{share.mean:.2f}{half} {worst}"
 
 
 def _stolen(runs: Runs | None, records: Records) -> str:

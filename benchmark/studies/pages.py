@@ -144,8 +144,23 @@ class DefenseSectionPlan(SectionPlan):
             for shown, recovery in recoveries.items()
             for attack in self.attacks
         }
-        traits = load_defense(line.defense).traits
-        return DefenseRow(family=family(traits), recovery=line.recovery or "", columns=columns, note=line.note)
+        return DefenseRow(
+            defense=_with_knob(line.defense),
+            family=family(load_defense(line.defense).traits),
+            recovery=line.recovery or "",
+            columns=columns,
+            note=line.note,
+        )
+
+
+def _with_knob(spec: str) -> str:
+    """A defense as the plan writes it, and what its knob is at."""
+    defense = load_defense(spec)
+    knob = defense.traits.knob
+    if knob is None:
+        return spec
+    name, params = parse_spec(spec)
+    return format_spec(name, params | {knob: getattr(defense, knob)})
 
 
 def _sweep(line: DefensePlan) -> Iterator[DefensePlan]:

@@ -19,6 +19,7 @@ from msbench.benchmark.studies import pages
 from msbench.benchmark.studies.pages import Campaign
 from msbench.components import load, names
 from msbench.errors import Interrupted, UsageError
+from msbench.leaderboard.page_sections import DefenseSection
 from msbench.leaderboard.pages import render
 from msbench.leaderboard.store import Store
 
@@ -254,7 +255,14 @@ def test_a_page_of_defenses_is_made_by_the_same_machinery(study: Study, tmp_path
     assert study(plan, name="defenses").exit_code == 0
     lines = [line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| topk:k=2")]
     assert len(lines) == 2
-    assert lines[0].endswith("random_noise |")
+    assert lines[0].endswith(f" {NOISE} |")
+
+
+def test_a_defense_shows_what_its_knob_is_at(packaged: dict[str, Campaign]) -> None:
+    section = packaged["defenses"].page.sections[0]
+    assert isinstance(section, DefenseSection)
+    shown = {row.defense for row in section.rows}
+    assert shown >= {"none", "label_only", "mad:epsilon=0.9", "topk:k=3", "noise:per_input=true,scale=0.1"}
 
 
 def test_a_dry_run_counts_and_creates_nothing(study: Study, tmp_path: Path) -> None:
