@@ -149,7 +149,7 @@ def test_a_last_batch_of_one_image_can_be_trained_on(attack: str, budget: int) -
 
 @pytest.mark.parametrize("attack", names("attack"))
 def test_the_contract_suite_finds_nothing(attack: str) -> None:
-    checks = validate_attack(format_spec(attack, cheap(attack, 32)))
+    checks = validate_attack(format_spec(attack, cheap(attack, 64)))
     assert {check.name: check.detail for check in checks if not check.passed} == {}
     assert len(checks) == 8
 
