@@ -46,6 +46,7 @@ from ..errors import UnknownName, UsageError
 from ..leaderboard import suites
 from ..leaderboard.record import ComponentInfo
 from ..leaderboard.suites import Column, DefenseEntry, DefenseSetting, Family, FrozenSuite, Role, Setting, Table
+from ..targets.reference import digests
 from .spec import Cell, Plan, RunSpec, resolve
 
 CONTROLS = ("none", "temperature", "label_only")
@@ -177,12 +178,16 @@ def _freeze_tables(plan: TablePlan) -> Iterator[Table]:
         )
         if "none" not in plan.defenses and (alone := [each.label for each in columns if each.role != "ranked"]):
             raise UsageError(f"{plan.target}: {', '.join(alone)} need the defense none, against which alone they run")
+        target = resolve(asked).info.target
+        attacked = plan.seeds if plan.copies else (asked.target_seed,)
+        shipped = digests(target.name, target.version)
         yield Table(
-            target=resolve(asked).info.target,
+            target=target,
             num_classes=parse_target(plan.target).dataset.num_classes,
             budget=budget,
             seeds=plan.seeds,
             copies=plan.copies,
+            weights={seed: shipped[seed] for seed in attacked if seed in shipped},
             columns=columns,
             defenses=defenses,
         )

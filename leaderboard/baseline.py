@@ -203,7 +203,7 @@ def as_baseline(suite: str, protocol: str, records: Named) -> Baseline:
                 **values,  # type: ignore[arg-type]
                 seeds=tuple(record.spec.seed for record in group),
                 spent=min(record.budget.spent for record in group),
-                digests=tuple(sorted({record.target.digest for record in group if record.target})),
+                digests=tuple(sorted(_weights(group))),
             )
         )
     return Baseline(suite=suite, protocol=protocol, cells=tuple(cells))
@@ -213,13 +213,19 @@ def compare(baseline: Baseline, records: Named, keys: Iterable[tuple[str, int, s
     """Every mean of the cells named, beside the baseline's.
 
     Queries are compared exactly: an attack that leaves some of its budget is another attack. Raises `UsageError` for
-    a cell that the baseline does not know.
+    a cell that the baseline does not know, and for one that attacked other weights than the baseline's one copy: how
+    much is stolen depends on the copy by more than on the seeds that the thresholds come from.
     """
     groups, cells = _grouped(records), []
     for key in keys:
         cell = baseline.cell(*key)
         if cell is None:
             raise UsageError(f"the baseline of {baseline.suite} has no {_in_words(key)}: make a new one with --update")
+        if len(cell.digests) == 1 and (others := _weights(groups.get(key, [])) - set(cell.digests)):
+            raise UsageError(
+                f"{_in_words(key)} attacked other weights ({min(others)[:12]}…) than the baseline of {baseline.suite} "
+                f"({cell.digests[0][:12]}…), and is not to be compared with it: make a new one with --update"
+            )
         cells.append(cell)
     count = sum(bool(cell.values(metric)) for cell in cells for metric in STRENGTH)
     return [line for cell in cells for line in _compare_cell(cell, groups.get(cell.key, []), count)]
@@ -260,6 +266,10 @@ def _grouped(records: Named) -> dict[tuple[str, int, str, str, str], list[Record
         if record.status == "done":
             groups[key].append(record)
     return groups
+
+
+def _weights(group: Iterable[Record]) -> set[str]:
+    return {record.target.digest for record in group if record.target}
 
 
 def _values(group: Sequence[Record], metric: Metric) -> tuple[float, ...]:

@@ -10,7 +10,6 @@ else in a store is another experiment. Of several records of one run the newest 
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -18,7 +17,7 @@ from typing import get_args
 
 from ..errors import UsageError
 from .baseline import Baseline
-from .board_runs import Grid, Run, command_of, enter, floor_of, grid_of, newest
+from .board_runs import Grid, Run, command_of, enter, floor_of, grid_of, newest, weights_attacked
 from .record import Record
 from .scoring import ROUNDING, Estimate, estimate, ranks, stolen_share, told_apart
 from .suites import Column, DefenseEntry, Family, FrozenSuite, Table
@@ -410,11 +409,7 @@ def _compared(entry: DefenseEntry, row: Row, labels: Row | None) -> Row:
 
 
 def _table_flags(grid: Grid, rows: Sequence[Row], undefended: Row | None, runs: Iterable[Run]) -> Iterator[str]:
-    weights = Counter(seed for seed, _ in {(run.target_seed, run.digest) for run in runs})
-    for seed, times in sorted(weights.items()):
-        if times > 1:
-            copy = f"copy {seed} of the target" if grid.table.copies else "the target"
-            yield f"not all runs attacked the same weights: {copy} was trained {times} times"
+    yield from weights_attacked(grid.table, runs)
     bare = worst_share(undefended) if undefended and undefended.complete else None
     for row, (_, entry, _) in zip(rows, grid.rows, strict=True):
         mine = worst_share(row)

@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import UsageError
@@ -118,6 +119,21 @@ def floor_of(grid: Grid, runs: Mapping[str, Run]) -> tuple[float, tuple[str, ...
         else:
             missing.append(f"runs of the floor {grid.table.columns[column].label} are missing")
     return floor, tuple(missing)
+
+
+def weights_attacked(table: Table, runs: Iterable[Run]) -> Iterator[str]:
+    """What to know of a table whose runs did not all attack the weights that they should have, or the same ones."""
+    attacked = Counter((run.target_seed, run.digest) for run in runs)
+    others = sum(n for (seed, digest), n in attacked.items() if table.weights.get(seed, digest) != digest)
+    if others:
+        yield (
+            f"{others:,} of {attacked.total():,} runs attacked other weights than those that come with msbench: the "
+            "same copies, trained on another machine"
+        )
+    for seed, times in sorted(Counter(seed for seed, _ in attacked if seed not in table.weights).items()):
+        if times > 1:
+            copy = f"copy {seed} of the target" if table.copies else "the target"
+            yield f"not all runs attacked the same weights: {copy} was trained {times} times"
 
 
 def command_of(table: Table, entry: DefenseEntry, setting: DefenseSetting, column: Column) -> str:

@@ -110,6 +110,9 @@ class Table(_Part):
     copies: bool = False
     """Whether each seed attacks a copy of the target of its own, the one trained with that seed. How much is stolen
     depends on the copy as well as on the attack's seed: without copies, intervals speak of one set of weights."""
+    weights: dict[int, str] = {}
+    """Of each copy's seed, the SHA-256 of the weights that are attacked, as far as they come with msbench. The others
+    are trained where they are attacked, and are not quite the same everywhere."""
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
     defenses: Annotated[tuple[DefenseEntry, ...], Field(min_length=1)]
 

@@ -1,10 +1,10 @@
-"""The target zoo: named targets, trained on first use and cached.
+"""The target zoo: named targets, which come with msbench or are trained on first use and cached.
 
 A target is named ``DATASET/ARCHITECTURE`` (``digits/lenet5``, ``cifar10/resnet34_8x``,
 ``imagefolder:PATH/resnet18``). The seed that it is trained with makes a copy of it: how much is stolen depends on the
-copy. Weights are kept as safetensors with a JSON card beside them. An architecture with a timm tag
-(``imagenet/resnet50.a1_in1k``) or from the hub (``imagenet/hf-hub:ORG/NAME``) brings its own weights. Nothing here
-unpickles.
+copy. Weights are kept as safetensors with a JSON card beside them; `targets.reference` says which ones come with
+msbench. An architecture with a timm tag (``imagenet/resnet50.a1_in1k``) or from the hub
+(``imagenet/hf-hub:ORG/NAME``) brings its own weights. Nothing here unpickles.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from ..files import write_atomically
 from .architectures import build_network, check_architecture
 from .datasets.base import Dataset, Images, Split
 from .datasets.loading import default_data_dir, load_dataset
+from .reference import FOLDER, Card, cards, read_card
 from .target import Target
 from .training import accuracy, channel_statistics, recipe_for, train
 
@@ -57,21 +58,6 @@ class TargetName:
         """Whether the architecture names pretrained weights (a timm tag, or the hub)."""
         bare = self.architecture.partition(":")[0]
         return self.architecture.startswith("hf-hub:") or "." in bare
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What is known of a cached target."""
-
-    dataset: str
-    architecture: str
-    accuracy: float
-    """On the test set, from 0 to 1."""
-    seed: int
-    recipe: dict[str, Any]
-    digest: str
-    """SHA-256 of the weight file."""
-    trained_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +112,13 @@ def load_target(
     listener: Watcher | None = None,
     stop: threading.Event | None = None,
 ) -> Loaded:
-    """Load a target from the cache or a checkpoint, or train it and cache it.
+    """Load a target that comes with msbench, from the cache or from a checkpoint, or train it and cache it.
 
     Args:
         seed: which copy, where it is trained; weights that are given have no copies.
 
-    Raises `MissingData` where its data set is not there, `BadCheckpoint` for weights that do not fit, and
-    `Interrupted` where ``stop`` is set before a target that was not cached is ready.
+    Raises `MissingData` where its data set is not there, `BadCheckpoint` for weights that do not fit or are damaged,
+    and `Interrupted` where ``stop`` is set before a target that has to be trained is ready.
     """
     parsed = parse_target(name)
 
@@ -145,6 +131,8 @@ def load_target(
     if parsed.brings_weights:
         return _pretrained(parsed, open_split, torch.device(device))
     path = _cache_path(parsed, seed)
+    if (shipped := _shipped(parsed, path, torch.device(device))) is not None:
+        return shipped
     if (cached := _from_cache(parsed, path, torch.device(device))) is not None:
         return cached
     with _alone(path, stop):
@@ -153,11 +141,8 @@ def load_target(
 
 
 def cached_targets() -> Iterator[Card]:
-    """The cards of all cached targets; a damaged card is passed over."""
-    for path in sorted(zoo_dir().glob("*/*.json")):
-        card = _read_card(path)
-        if card is not None:
-            yield card
+    """The cards of all targets that were trained here; a damaged card is passed over."""
+    return cards(zoo_dir())
 
 
 def zoo_dir() -> Path:
@@ -229,15 +214,19 @@ def _cache_path(parsed: TargetName, seed: int = 0) -> Path:
     return zoo_dir() / parsed.dataset.label() / f"{stem}-{digest}.safetensors"
 
 
-def _read_card(path: Path) -> Card | None:
-    try:
-        return Card(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+def _shipped(parsed: TargetName, path: Path, device: torch.device) -> Loaded | None:
+    """The target of that place in the cache, if it comes with msbench. Raises `BadCheckpoint` if it is damaged."""
+    shipped = FOLDER / path.relative_to(zoo_dir())
+    if not shipped.is_file():
         return None
+    loaded = _from_cache(parsed, shipped, device)
+    if loaded is None:
+        raise BadCheckpoint(f"{shipped} is not what came with msbench: install msbench again")
+    return loaded
 
 
 def _from_cache(parsed: TargetName, path: Path, device: torch.device) -> Loaded | None:
-    card = _read_card(path.with_suffix(".json"))
+    card = read_card(path.with_suffix(".json"))
     if card is None or not path.is_file():
         return None
     content = path.read_bytes()

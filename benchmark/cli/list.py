@@ -21,8 +21,8 @@ _KINDS = {"attacks": "attack", "defenses": "defense", "recoveries": "recovery", 
 def list_(kind: str, pattern: str, as_json: bool) -> None:
     """List attacks, defenses, recoveries, targets, data sets or suites.
 
-    PATTERN selects names by wildcards, 'df*' say. Targets are those trained so far; each other
-    DATASET/ARCHITECTURE is trained when it is first used.
+    PATTERN selects names by wildcards, 'df*' say. Targets are those that come with msbench and those trained so far;
+    each other DATASET/ARCHITECTURE is trained when it is first used.
     """
     if kind == "targets":
         print_targets(pattern, as_json=as_json)
@@ -53,20 +53,21 @@ def print_suites(pattern: str = "*", *, as_json: bool) -> None:
 
 
 def print_targets(pattern: str = "*", *, as_json: bool) -> None:
-    """Print the trained targets, and for people what else could be trained."""
+    """Print the targets that come with msbench and those trained here, and for people what else could be trained."""
     from ...targets.architectures import our_architectures
+    from ...targets.reference import cards
     from ...targets.zoo import cached_targets
 
-    cards = [asdict(card) for card in cached_targets()]
-    rows = [{"name": f"{card.pop('dataset')}/{card.pop('architecture')}", **card} for card in cards]
+    known = [("msbench", card) for card in cards()] + [("here", card) for card in cached_targets()]
+    rows = [{"name": card.name, "trained": where} | asdict(card) for where, card in known]
     rows = [row for row in rows if fnmatchcase(row["name"], pattern)]
     if as_json:
         _print(rows, as_json=True)
         return
-    shown = ("name", "accuracy", "seed", "trained_seconds", "digest")
+    shown = ("name", "seed", "accuracy", "trained", "digest")
     _print([{key: row[key] for key in shown} for row in rows], as_json=False)
     architectures = ", ".join(our_architectures())
-    click.echo(f"{len(rows)} trained. Architectures: {architectures}, and any that timm knows by name.")
+    click.echo(f"{len(rows)} ready to use. Architectures: {architectures}, and any that timm knows by name.")
 
 
 def _print(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:

@@ -27,7 +27,7 @@ def target() -> None:
 @click.argument("pattern", default="*")
 @json_option
 def list_(pattern: str, as_json: bool) -> None:
-    """List the targets trained so far."""
+    """List the targets that come with msbench and those trained so far."""
     print_targets(pattern, as_json=as_json)
 
 
@@ -57,7 +57,7 @@ def train(
     quiet: bool,
     progress: bool,
 ) -> None:
-    """Train targets that are not cached yet; a run does so by itself on first use."""
+    """Train targets that neither come with msbench nor are cached yet; a run does so by itself on first use."""
     from ...targets.zoo import describe_target, load_target
     from ..environment import choose_device
     from .display import listening

@@ -48,13 +48,13 @@ def expand(kind: str, spec: str) -> list[str]:
 
 
 def expand_target(pattern: str) -> list[str]:
-    """The same for targets, among those that are trained and cached."""
+    """The same for targets, among those that come with msbench and those that are cached."""
     if not _is_pattern(pattern):
         return [pattern]
+    from ...targets.reference import cards
     from ...targets.zoo import cached_targets
 
-    known = [f"{card.dataset}/{card.architecture}" for card in cached_targets()]
-    return _matching("trained target", pattern, known)
+    return _matching("trained target", pattern, [card.name for card in (*cards(), *cached_targets())])
 
 
 def _is_pattern(name: str) -> bool:
