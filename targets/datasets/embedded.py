@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import maximum_filter, minimum_filter
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
@@ -126,7 +125,14 @@ def _crops(view: _Pixels, chosen: slice) -> Tensor:
 
 def _contrast(view: _Pixels) -> _Pixels:
     """Lightest minus darkest pixel of the crop at every position (rows, columns), in the channel of most."""
-    lightest, darkest = (f(view, size=(_SIDE, _SIDE, 1)) for f in (maximum_filter, minimum_filter))
-    half = _SIDE // 2  # the filters center their window: what sticks out of the view is cut off
-    inside = (lightest - darkest)[half : 1 - half, half : 1 - half]
-    return np.asarray(inside.max(axis=2))
+    return np.asarray((_of_crops(np.maximum, view) - _of_crops(np.minimum, view)).max(axis=2))
+
+
+def _of_crops(extreme: np.ufunc, view: _Pixels) -> _Pixels:
+    """The extreme of the crop at every position: of two halves, each of which is that of two halves again."""
+    reach = 1
+    while reach < _SIDE:
+        view = extreme(view[:-reach], view[reach:])
+        view = extreme(view[:, :-reach], view[:, reach:])
+        reach *= 2
+    return view

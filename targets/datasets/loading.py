@@ -3,9 +3,11 @@
 import os
 import re
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import cast
 
+import torch
 from platformdirs import user_data_path
 from torch import Tensor
 
@@ -28,8 +30,12 @@ def default_data_dir() -> Path:
     return Path(chosen).expanduser() if chosen else user_data_path("msbench") / "datasets"
 
 
+KEEP_BYTES = 256 * 2**20
+"""Images that take no more than this in float32 are kept once they are converted: clones pass over a pool many times."""
+
+
 def resize_pool(images: Images, shape: tuple[int, int, int]) -> Images:
-    """The same images in another shape (C, H, W), converted by `fit_to` when asked for."""
+    """The same images in another shape (C, H, W), converted by `fit_to` when one is first asked for."""
     return _Fitted(images, shape)
 
 
@@ -39,12 +45,20 @@ class _Fitted:
     def __init__(self, images: Images, shape: tuple[int, int, int]) -> None:
         self._images = images
         self._shape = shape
+        self._kept: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._images)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Images.take`."""
+        if self._kept is None and 4 * len(self) * prod(self._shape) <= KEEP_BYTES:
+            converted = list(self.batches(1024))
+            self._kept = torch.cat([pixels for pixels, _ in converted]), torch.cat([labels for _, labels in converted])
+        if self._kept is not None:
+            pixels, labels = self._kept
+            indices = indices.to(labels.device)
+            return pixels[indices], labels[indices]
         images, labels = self._images.take(indices)
         return fit_to(images, self._shape), labels
 
