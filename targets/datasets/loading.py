@@ -31,7 +31,7 @@ def default_data_dir() -> Path:
 
 
 KEEP_BYTES = 256 * 2**20
-"""Images that take no more than this in float32 are kept once they are converted: clones pass over a pool many times."""
+"""Images that take no more than this in float32 are kept once converted: clones pass over a pool many times."""
 
 
 def resize_pool(images: Images, shape: tuple[int, int, int]) -> Images:
