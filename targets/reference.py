@@ -49,10 +49,8 @@ def read_card(path: Path) -> Card | None:
 
 def cards(folder: Path = FOLDER) -> Iterator[Card]:
     """The cards of all targets in a folder, those that come with msbench by default; a damaged one is passed over."""
-    for path in sorted(folder.glob("*/*.json")):
-        card = read_card(path)
-        if card is not None:
-            yield card
+    found = [card for path in sorted(folder.glob("*/*.json")) if (card := read_card(path)) is not None]
+    yield from sorted(found, key=lambda card: (card.name, card.seed))
 
 
 def digests(name: str, version: str) -> dict[int, str]:

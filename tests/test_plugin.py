@@ -17,7 +17,6 @@ from msbench.benchmark.cli.main import cli
 from msbench.components import load_class
 from msbench.errors import ContractViolation
 from msbench.leaderboard.store import Store
-from msbench.targets.zoo import load_target
 
 SOURCE = Path(__file__).with_name("plugin")
 PACKAGE = SOURCE / "msbench_example_plugin"
@@ -37,20 +36,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PIP_ROOT_USER_ACTION": "ignore"})
     assert done.returncode == 0, done.stderr
     return target
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a target of which nothing is asked but that it answers."""
-    from msbench.targets import training
-
-    recipe = training.Recipe(epochs=1, batch=64, lr=4e-3, weight_decay=0.3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MSBENCH_HOME", str(tmp_path_factory.mktemp("trained")))
-        patch.setitem(training.RECIPES, "digits", recipe)
-        path = load_target("digits/lenet5").path
-    assert path is not None
-    return path
 
 
 @pytest.fixture
@@ -95,9 +80,9 @@ def test_an_installed_attack_keeps_its_contract(process: Call) -> None:
     assert [check for check in checks if not check["passed"]] == []
 
 
-def test_an_installed_plugin_runs(process: Call, checkpoint: Path, tmp_path: Path) -> None:
+def test_an_installed_plugin_runs(process: Call, tmp_path: Path) -> None:
     spec = ["--defense", "topk:k=9+example_halve:share=0.2", "--attack", "example_constants:batch=32"]
-    done = process("run", *spec, "--budget", "100", "--checkpoint", str(checkpoint), "--store", "runs", "--json")
+    done = process("run", *spec, "--budget", "100", "--store", "runs", "--json")
     record = json.loads(done.stdout)
     assert record["status"] == "done"
     assert record["budget"] == {"limit": 100, "spent": 100, "stop": "budget spent"}
@@ -118,9 +103,9 @@ def test_the_build_leaves_the_checkout_clean(installed: Path) -> None:
 # ----------------------------------------------------------------------------------------------- as single files
 
 
-def test_single_files_run_by_path(call: Call, checkpoint: Path, tmp_path: Path) -> None:
+def test_single_files_run_by_path(call: Call, tmp_path: Path) -> None:
     spec = ["--defense", f"{PACKAGE / 'defense.py'}:Halve:share=0.2", "--attack", f"{PACKAGE / 'attack.py'}:Constants"]
-    done = call("run", *spec, "--budget", "100", "--checkpoint", str(checkpoint), "--json", "-q")
+    done = call("run", *spec, "--budget", "100", "--json", "-q")
     assert done.exit_code == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["spec"]["defense"]["name"] == "defense.py:Halve"
@@ -210,8 +195,8 @@ def test_a_broken_plugin_is_a_line_of_warning_and_the_others_are_listed(call: Ca
 
 
 @pytest.mark.usefixtures("broken")
-def test_broken_plugins_do_not_keep_others_from_running(call: Call, checkpoint: Path) -> None:
-    given = ["--checkpoint", str(checkpoint), "--attack", "random_noise:batch=50", "--budget", "50", "-q", "--json"]
+def test_broken_plugins_do_not_keep_others_from_running(call: Call) -> None:
+    given = ["--attack", "random_noise:batch=50", "--budget", "50", "-q", "--json"]
     done = call("run", "--defense", "example_halve", *given)
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["spec"]["defense"]["name"] == "example_halve"

@@ -1,8 +1,8 @@
-"""Runs of the real benchmark in seconds: a quickly trained target, and a store of the test's own."""
+"""Runs of the real benchmark in seconds, and a store of the test's own."""
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +12,9 @@ from msbench.benchmark.listener import Listener
 from msbench.benchmark.spec import RunSpec
 from msbench.leaderboard.record import CurvePoint, Record
 from msbench.leaderboard.store import Store
-from msbench.targets import training
-from msbench.targets.zoo import load_target
 
-QUICK_TRAINING = replace(training.RECIPES["digits"], epochs=3)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train the target for three epochs."""
-    monkeypatch.setitem(training.RECIPES, "digits", QUICK_TRAINING)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a quickly trained target, for processes that know nothing of the quick training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MSBENCH_HOME", str(tmp_path_factory.mktemp("trained")))
-        patch.setitem(training.RECIPES, "digits", QUICK_TRAINING)
-        path = load_target("digits/lenet5").path
-    assert path is not None
-    return path
+UNTRAINED = "digits/lenet5:hidden=32"
+"""A target that does not come with msbench."""
 
 
 @pytest.fixture
@@ -68,7 +50,7 @@ class Ear(Listener):
 
 
 class StopAfter(threading.Event):
-    """Asks a run to stop after so many steps; the runner looks once a step, if its target is trained."""
+    """Asks a run to stop after so many steps; the runner looks once a step."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -88,7 +70,6 @@ def ear() -> Ear:
 @pytest.fixture
 def stop_after() -> type[StopAfter]:
     """What to stop runs with: ``stop_after(3)`` is an event that is set after three steps."""
-    load_target("digits/lenet5")
     return StopAfter
 
 

@@ -19,6 +19,8 @@ from msbench.benchmark.spec import RunSpec
 from msbench.leaderboard.record import Record
 from msbench.leaderboard.store import Store, load, record_files
 
+from .conftest import UNTRAINED
+
 Numbers = Callable[[Record], dict[str, Any]]
 
 PROGRAM = (sys.executable, "-c", "from msbench.benchmark.cli.main import main; main()")
@@ -59,10 +61,13 @@ class Command:
     def start(self) -> subprocess.Popen[bytes]:
         """Start it, as a process of its own."""
         self.sessions += 1
-        asked = {"attack": self.spec.attack, "defense": self.spec.defense, "recovery": self.spec.recovery}
+        asked = {
+            "target": self.spec.target,
+            "attack": self.spec.attack,
+            "defense": self.spec.defense,
+            "recovery": self.spec.recovery,
+        }
         asked |= {"budget": self.spec.budget, "seed": self.spec.seed, "store": self.store.root}
-        if self.spec.checkpoint is not None:
-            asked["checkpoint"] = self.spec.checkpoint
         options = [text for name, value in asked.items() for text in (f"--{name}", str(value))]
         settings = {"MSBENCH_HOME": self.home, "MSBENCH_SAVE_SECONDS": 0, "MSBENCH_DEVICE": "cpu"}
         settings["OMP_NUM_THREADS"] = torch.get_num_threads()  # sums may depend on how they are shared out
@@ -104,14 +109,13 @@ class Command:
 
 
 @pytest.fixture(scope="module")
-def spec(checkpoint: Path) -> RunSpec:
+def spec() -> RunSpec:
     """A run of some seconds that everything random takes part in."""
     return RunSpec(
         attack="dualstudent:batch=16,width=8",
         defense="noise",
         recovery="averaging:repeats=2",
         budget=4_800,
-        checkpoint=checkpoint,
     )
 
 
@@ -172,7 +176,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_in_the_same_record(
     spec: RunSpec, store: Store, tmp_path: Path, numbers: Numbers
 ) -> None:
     """The target is trained by the command itself, so that its training and its cache are killed as well."""
-    spec = replace(spec, checkpoint=None, budget=16_000)
+    spec = replace(spec, target=UNTRAINED, budget=16_000)
     (tmp_path / "whole").mkdir()
     whole = Command(spec, Store(tmp_path / "whole" / "runs"), tmp_path / "whole").finish()
 

@@ -2,7 +2,6 @@
 
 import json
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +21,6 @@ from msbench.benchmark.sweep import due, look
 from msbench.leaderboard.record import Record
 from msbench.leaderboard.store import Store, load, record_files
 from msbench.leaderboard.suites import load_suite, suite_text
-from msbench.targets import training
-from msbench.targets.zoo import _cache_path, load_target, parse_target
-
-from .conftest import QUICK_TRAINING
 
 PLACED = f"{Path(__file__).with_name('placed.py')}:Placed"
 PROGRAM = (sys.executable, "-c", "from msbench.benchmark.cli.main import main; main()")
@@ -33,25 +28,8 @@ PATIENCE = 1200
 """Seconds that a whole sweep may take on a busy machine."""
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that holds the target, quickly trained, where processes that know nothing of that look for it."""
-    home = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MSBENCH_HOME", str(home))
-        with pytest.MonkeyPatch.context() as quick:
-            quick.setitem(training.RECIPES, "digits", QUICK_TRAINING)
-            path = load_target("digits/lenet5").path
-        assert path is not None
-        usual = _cache_path(parse_target("digits/lenet5"))
-        for suffix in (".safetensors", ".json"):
-            shutil.copy(path.with_suffix(suffix), usual.with_suffix(suffix))
-    return home
-
-
 @pytest.fixture(autouse=True)
-def _place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MSBENCH_HOME", str(trained))
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLACED", str(tmp_path))
     monkeypatch.setenv("MSBENCH_SAVE_SECONDS", "0")
 

@@ -19,6 +19,8 @@ from msbench.leaderboard.store import Store, dumps, load, record_files
 from msbench.targets import training
 from msbench.targets.zoo import load_target
 
+from .conftest import UNTRAINED
+
 Steal = Callable[..., Record]
 Numbers = Callable[[Record], dict[str, Any]]
 
@@ -168,13 +170,15 @@ def test_a_training_that_is_stopped_is_an_interrupted_run(
     steal: Steal, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MSBENCH_HOME", str(tmp_path / "untrained"))
+    monkeypatch.setitem(training.RECIPES, "digits", replace(training.RECIPES["digits"], epochs=1))
     stop = threading.Event()
     stop.set()
+    spec = replace(NOISE, target=UNTRAINED)
     with pytest.raises(Interrupted, match="before the target was ready"):
-        steal(NOISE, stop=stop)
+        steal(spec, stop=stop)
     (record,) = store.records()
     assert (record.status, record.target, record.budget.spent) == ("interrupted", None, 0)
-    assert steal(NOISE).status == "done"
+    assert steal(spec).status == "done"
 
 
 @pytest.mark.usefixtures("brief")
@@ -256,7 +260,7 @@ def test_a_store_that_cannot_be_written_is_refused_before_any_training(
     (tmp_path / "file").write_text("not a folder")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StoreError, match=r"cannot write to .*file"):
-            steal(NOISE, store=Store(root), listener=ear)
+            steal(replace(NOISE, target=UNTRAINED), store=Store(root), listener=ear)
     assert not (tmp_path / "untrained").exists()
     assert ear.phases == []
 

@@ -76,12 +76,9 @@ def test_names_that_cannot_be_one_or_are_taken_are_refused(name: str, tmp_path: 
 
 
 @pytest.mark.usefixtures("brief")
-def test_the_defense_that_is_written_runs(checkpoint: Path) -> None:
+def test_the_defense_that_is_written_runs() -> None:
     call("new", "defense", "blue_moon")
     spec = "blue_moon/msbench_blue_moon.py:BlueMoon:share=0.2"
-    done = call(
-        "run", "--defense", spec, "--attack", "random_noise:batch=50", "--budget", "50",
-        "--checkpoint", str(checkpoint), "-q", "--json",
-    )  # fmt: skip
+    done = call("run", "--defense", spec, "--attack", "random_noise:batch=50", "--budget", "50", "-q", "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["spec"]["defense"]["params"] == {"share": 0.2}

@@ -11,6 +11,8 @@ import pytest
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 
+UNTRAINED = "digits/lenet5:hidden=32"
+"""A target that does not come with msbench."""
 PROGRAM = [sys.executable, "-c", "from msbench.benchmark.cli.main import main; main()"]
 
 LOGITS = '''
@@ -38,20 +40,20 @@ def program(*args, **env):
 
 def test_a_target_is_trained_once(call, monkeypatch, tmp_path):
     monkeypatch.setenv("MSBENCH_HOME", str(tmp_path / "untrained"))
-    first = call("target", "train", "digits/lenet5")
+    first = call("target", "train", UNTRAINED)
     assert first.exit_code == 0, first.output
     assert "epoch" in first.stderr
     assert "accuracy 9" in first.stdout
-    again = call("target", "train", "digits/lenet5")
+    again = call("target", "train", UNTRAINED)
     assert (again.stdout, again.stderr) == (first.stdout, "")
-    [row] = json.loads(call("target", "list", "--json").stdout)
-    assert row["name"] == "digits/lenet5"
+    listed = json.loads(call("target", "list", "--json").stdout)
+    assert [row["name"] for row in listed if row["trained"] == "here"] == [UNTRAINED]
+    assert {row["trained"] for row in listed if row["name"] == "digits/lenet5"} == {"msbench"}
     assert call("target", "train", "digits/lenet6").exit_code == 2
 
 
 def test_a_run_is_done_once(call):
-    small = ["run", "--attack", "random_noise", "--budget", "300", "--target", "digits/*", "--json"]
-    call("target", "train", "-q", "digits/lenet5")
+    small = ["run", "--attack", "random_noise", "--budget", "300", "--target", "digits/*5", "--json"]
     first, again = call(*small), call(*small)
     assert first.exit_code == 0, first.output
     assert json.loads(first.stdout)["budget"]["spent"] == 300
@@ -108,7 +110,8 @@ def test_interrupted_run_keeps_its_state(call):
 
 @posix
 @pytest.mark.parametrize(
-    ("command", "number"), [(["run"], signal.SIGTERM), (["target", "train", "digits/lenet5"], signal.SIGINT)]
+    ("command", "number"),
+    [(["run", "--target", UNTRAINED], signal.SIGTERM), (["target", "train", UNTRAINED], signal.SIGINT)],
 )
 def test_the_first_signal_ends_the_training_of_a_target(monkeypatch, tmp_path, command, number):
     monkeypatch.setenv("MSBENCH_HOME", str(tmp_path / "untrained"))

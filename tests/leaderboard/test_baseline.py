@@ -134,3 +134,13 @@ def test_an_unchanged_tree_seldom_fails(path: Path) -> None:
                 values = np.array(each.values(metric))
                 failed |= abs(values[seeds].mean(axis=1) - values.mean()) > each.threshold(3, count, metric)
     assert failed.mean() <= FALSE_ALARMS
+
+
+def test_other_weights_are_not_compared_with_those_of_the_baseline(reached: Any) -> None:
+    records = reached(0.97, 0.97)
+    mine = records[0].target.digest
+    assert verdicts(baseline(digests=(mine,)), records)["clone_accuracy"] == "held"
+    with pytest.raises(UsageError, match=r"attacked other weights .* make a new one with --update"):
+        verdicts(baseline(digests=("cd" * 32,)), records)
+    several = baseline(digests=("ab" * 32, "cd" * 32))  # each seed with a copy of its own, wherever it was trained
+    assert verdicts(several, records)["clone_accuracy"] == "held"

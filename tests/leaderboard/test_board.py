@@ -516,3 +516,15 @@ def test_ranks_are_of_one_family_and_follow_the_worst_case(many, found):
                 assert row_of.drop <= tier.drop + 1e-9
                 assert row_of.l1 <= tier.l1 + 1e-9
         assert not any(one.rank for one in tier.placed if table.defenses[one.defense].family == "control")
+
+
+def test_runs_that_attacked_other_weights_than_the_suite_names_are_counted(make_suite, make_runs):
+    suite = make_suite()
+    (table,) = suite.tables
+    records = make_runs(suite, lambda *_: 0.5)
+    digest = records[0].target.digest
+    named = suite.model_copy(update={"tables": (table.model_copy(update={"weights": {0: digest}}),)})
+    assert only(make_board(named, records, None)).flags == ()
+    other = records[0].model_copy(update={"target": records[0].target.model_copy(update={"digest": "cd" * 32})})
+    (flag,) = only(make_board(named, [other, *records[1:]], None)).flags
+    assert flag.startswith(f"1 of {len(records)} runs attacked other weights than those that come with msbench")

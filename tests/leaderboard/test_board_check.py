@@ -239,6 +239,20 @@ def test_a_new_record_of_an_old_schema_is_refused(board, changes):
     assert any("is new, but of schema version 3" in text for text in problems(board, [new]))
 
 
+def test_a_new_record_must_have_attacked_the_weights_that_suites_name(board):
+    first = record_files(board)[0]
+    new = history.Change(first, None, False)
+    assert problems(board, [new]) == []
+    (table,) = suite().tables
+    weights = {0: "cd" * 32}
+    write_suites(suites.FOLDER, suite().model_copy(update={"tables": (table.model_copy(update={"weights": weights}),)}))
+    (text,) = problems(board, [new])
+    assert text.startswith(f"{first.name}: attacked other weights")
+    assert problems(board) == []  # what was committed before stays
+    edit(first, target__digest=weights[0])
+    assert problems(board, [new]) == []
+
+
 def test_an_unknown_commit_is_a_usage_error(board, tmp_path):
     git(tmp_path, "init", "-q")
     call = CliRunner().invoke(cli, ["leaderboard", "check", "--board", str(board), "--base", "--output=x"])
