@@ -47,6 +47,11 @@ class Runs:
         """Attack and recovery, for headers and remarks."""
         return column_label(self.attack, self.recovery)
 
+    @property
+    def condition(self) -> str:
+        """Attack, recovery and, where there is one, the defense."""
+        return self.name if self.defense == "none" else f"{self.name} against {self.defense}"
+
     def done(self, records: Records) -> list[Record]:
         """The records of the runs that are done."""
         return [record for record in self.found(records) if record.status == "done"]
@@ -199,33 +204,43 @@ def _counted(values: Iterable[str]) -> str:
 
 def _remarks(section: Section, records: Records) -> Iterator[str]:
     """What a reader should know before trusting a section's numbers."""
-    yield from _targets([record for runs in section.runs for record in runs.done(records)])
+    yield from _targets(section, records)
     told: dict[str, list[str]] = defaultdict(list)
     for runs in section.runs:
-        where = runs.name if runs.defense == "none" else f"{runs.name} against {runs.defense}"
         score = runs.score(records)
         if score:
             told[section.remark(score)].append(runs.name)
             for flag in score.flags:
-                told[f"flag: {flag}"].append(where)
+                told[f"flag: {flag}"].append(runs.condition)
         for remark in _of_runs(runs.found(records)):
-            told[remark].append(where)
+            told[remark].append(runs.condition)
     for remark, whose in told.items():
         if remark:
             yield f"{', '.join(dict.fromkeys(whose))}: {remark}"
 
 
-def _targets(done: list[Record]) -> Iterator[str]:
+def _targets(section: Section, records: Records) -> Iterator[str]:
+    """How good the targets are, and which rows did not attack the weights that most runs attacked."""
+    attacked: dict[str, Counter[str]] = defaultdict(Counter)
     accuracies: dict[str, set[str]] = defaultdict(set)
-    digests: dict[str, set[str]] = defaultdict(set)
-    for record in done:
-        if record.target:
-            accuracies[record.spec.target.name].add(f"{100 * record.target.accuracy:.1f}")
-            digests[record.spec.target.name].add(record.target.digest)
-    for name in sorted(accuracies):
+    rows: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for runs in section.runs:
+        done = [(record.spec.target.name, record.target) for record in runs.done(records) if record.target]
+        for name, target in done:
+            accuracies[name].add(f"{100 * target.accuracy:.1f}")
+            attacked[name][target.digest] += 1
+        for (name, digest), count in Counter((name, target.digest) for name, target in done).items():
+            rows[name, digest].append(f"{runs.condition} ({count} of {len(done)} runs)")
+    for name in sorted(attacked):
         yield f"Undefended accuracy of {name}: {' to '.join(_ends(accuracies[name]))} %."
-        if len(digests[name]) > 1:
-            yield f"Not all runs attacked the same weights: {name} was trained {len(digests[name])} times."
+        most, *others = sorted(attacked[name], key=lambda digest: (-attacked[name][digest], digest))
+        if others:
+            total, usual = attacked[name].total(), attacked[name][most]
+            there = ", ".join(dict.fromkeys(row for digest in others for row in rows[name, digest]))
+            yield (
+                f"Not all runs attacked the same weights: {name} was trained {len(attacked[name])} times, on different "
+                f"machines. {usual} of {total} runs attacked the weights {most[:8]}, these others: {there}."
+            )
 
 
 def _ends(values: set[str]) -> list[str]:

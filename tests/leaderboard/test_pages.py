@@ -139,6 +139,8 @@ def test_a_reader_is_told_what_else_matters(make_record: Make) -> None:
     assert "- dualstudent + oracle_bayes against topk: flag: odd\n" in text
     assert "- Undefended accuracy of digits/lenet5: 98.0 to 98.7 %.\n" in text
     assert "digits/lenet5 was trained 2 times" in text
+    assert f"1 of 2 runs attacked the weights {min(bound.target.digest, 'cd' * 32)[:8]}, these others: " in text
+    assert "these others: dualstudent + oracle_bayes against topk (1 of 2 runs).\n" in text
     assert "- dualstudent + oracle_bayes: What was tried.\n" in text
 
 
