@@ -17,10 +17,7 @@ from msbench.benchmark.suite import load
 from msbench.errors import UnknownName, UsageError
 from msbench.leaderboard.baseline import Comparison, compare, load_baseline
 from msbench.leaderboard.store import Store
-from msbench.targets import training
 from msbench.targets.datasets.loading import load_dataset
-
-PATIENT = training.RECIPES["digits"]
 
 
 def test_what_no_suite_has() -> None:
@@ -117,7 +114,6 @@ SABOTAGE = [
 def test_sabotage_is_caught(
     sabotage: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(training.RECIPES, "digits", PATIENT)
     sabotage(monkeypatch)
     changes = _changes("ci", [100, 101, 102], tmp_path)
     assert changes
@@ -126,6 +122,5 @@ def test_sabotage_is_caught(
 
 
 @pytest.mark.slow
-def test_without_sabotage_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(training.RECIPES, "digits", PATIENT)
+def test_without_sabotage_nothing_is(tmp_path: Path) -> None:
     assert not _changes("ci", [100, 101, 102], tmp_path)
