@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -32,6 +32,7 @@ Nonnegative = Annotated[FiniteFloat, Field(ge=0)]
 _SINCE: dict[int, dict[str, tuple[str, ...]]] = {
     3: {"paid": ("flagged", "refused"), "diagnostics": ("detection",)},
     4: {"paid": ("shifted",)},
+    5: {"env": ("arithmetic",)},
 }
 """Which keys of which sections came with which version."""
 
@@ -268,6 +269,9 @@ class Environment(_Section):
     threads: Count
     compiled: bool
     """Whether the attack's networks were compiled."""
+    arithmetic: str | None = None
+    """A digest of what a small training comes to, which is the same only where sums are rounded alike; null on a
+    GPU, whose results need not repeat, and in records of before version 5."""
     commit: str | None
     """Commit of the checkout that msbench runs from; null when installed."""
     dirty: bool | None
@@ -284,7 +288,7 @@ class ErrorInfo(_Section):
 class Record(_Section):
     """One run."""
 
-    schema_version: Literal[2, 3, 4] = 4
+    schema_version: Literal[2, 3, 4, 5] = 5
     """Version 2 knew no detection: its records lack what a defense flagged and refused. Version 3 knew no shifted
     copy of the test set, and flagged nothing but a top class or an accuracy that changed."""
     protocol: str

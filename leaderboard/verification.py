@@ -1,8 +1,8 @@
 """What it means that a run was done again, and came out as its record says, or otherwise.
 
-On the CPU a run is determined to the last bit by its spec, by the versions of the libraries and by the machine. Whether
-this is such a machine shows in the target: its weights are the outcome of a whole training, and only come out the same
-where everything else does. Anywhere else rounding makes another clone of it, which must lie where other seeds lie.
+On the CPU a run is determined to the last bit by its spec, the target's weights, the versions of the libraries and the
+processor's way of rounding, of which a record holds a digest. Anywhere else rounding makes another clone of it, which
+must lie where other seeds lie.
 """
 
 import json
@@ -110,10 +110,10 @@ def _same_machine(record: Record, again: Record) -> str:
     there, here = record.env, again.env
     if record.target is None or again.target is None or record.target.digest != again.target.digest:
         return ""
-    conditions = ("torch", "timm", "platform", "device", "threads", "compiled")
-    if here.device != "cpu" or any(getattr(there, name) != getattr(here, name) for name in conditions):
+    conditions = ("torch", "timm", "platform", "device", "threads", "compiled", "arithmetic")
+    if here.arithmetic is None or any(getattr(there, name) != getattr(here, name) for name in conditions):
         return ""
-    return "versions, threads and the target's weights are the record's"
+    return "versions, threads, rounding and the target's weights are the record's"
 
 
 def _within_seeds(record: Record, again: Record, seeds: Sequence[Record], differences: tuple[str, ...]) -> Verdict:

@@ -1,8 +1,13 @@
 """Precision: what computes in what, and that nothing of it stays behind."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from msbench.attacks.learning import build_optimizer, descend
+from msbench.benchmark.environment import arithmetic
 from msbench.benchmark.numerics import Compilation, compiles, numerics
 from torch import nn
 
@@ -65,3 +70,20 @@ def test_several_steps_in_bf16_each_see_the_weights_of_the_last() -> None:
 )
 def test_what_is_compiled(asked: Compilation, device: str, budget: int, expected: bool) -> None:
     assert compiles(asked, torch.device(device), budget) is expected
+
+
+def test_the_digest_of_rounding_repeats_and_draws_from_no_global_stream() -> None:
+    before = torch.random.get_rng_state()
+    with torch.no_grad():
+        assert arithmetic.__wrapped__() == arithmetic.__wrapped__() == arithmetic()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert len(arithmetic()) == 12
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="this processor knows one way only")
+def test_other_instructions_of_the_processor_round_otherwise() -> None:
+    code = "from msbench.benchmark.environment import arithmetic; print(arithmetic())"
+    settings = os.environ | {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=True)
+    assert len(done.stdout.strip()) == 12
+    assert done.stdout.strip() != arithmetic()

@@ -234,7 +234,7 @@ def test_a_new_record_of_an_old_schema_is_refused(board, changes):
     first.unlink()
     added = [change for change in changes() if not change.removed]
     assert added == []
-    first.write_text(text.replace('"schema_version": 4', '"schema_version": 3'))
+    first.write_text(text.replace('"schema_version": 5', '"schema_version": 3'))
     new = history.Change(first, None, False)
     assert any("is new, but of schema version 3" in text for text in problems(board, [new]))
 

@@ -59,7 +59,14 @@ def test_without_other_seeds_nothing_is_decided_there(make_record):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"env__torch": "2.9"}, {"env__threads": 1}, {"env__device": "cuda"}, {"target__digest": "cd" * 32}]
+    "changes",
+    [
+        {"env__torch": "2.9"},
+        {"env__threads": 1},
+        {"env__device": "cuda", "env__arithmetic": None},
+        {"env__arithmetic": "0123456789ab"},
+        {"target__digest": "cd" * 32},
+    ],
 )
 def test_elsewhere_other_digits_are_no_edit(make_record, changes):
     again = make_record(stolen__kl=0.65, stolen__l1=0.44, **changes)
