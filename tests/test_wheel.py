@@ -47,7 +47,7 @@ def test_only_the_package_and_its_metadata_are_in_the_wheel(wheel: list[str]) ->
     assert len(metadata) == 1
     assert metadata.pop().endswith(".dist-info")
     assert not [name for name in wheel if name.startswith("msbench/tests") or "test_" in name]
-    assert not [name for name in wheel if "__pycache__" in name or name.endswith((".pyc", ".pt", ".safetensors"))]
+    assert not [name for name in wheel if "__pycache__" in name or name.endswith((".pyc", ".pt"))]
 
 
 def test_every_module_is_in_the_wheel_and_no_other(wheel: list[str]) -> None:
@@ -61,6 +61,8 @@ def test_files_that_are_no_modules_are_in_the_wheel(wheel: list[str]) -> None:
     for suffix, folder in ((".toml", "benchmark/suites"), (".json", "leaderboard/suites")):
         there = {f"msbench/{folder}/{path.name}" for path in (ROOT / folder).glob(f"*{suffix}")}
         assert there and there <= data
+    weights = {f"msbench/{path.relative_to(ROOT)}" for path in (ROOT / "targets" / "weights").rglob("*.*")}
+    assert weights and weights == {name for name in data if name.startswith("msbench/targets/weights/")}
     assert {f"msbench/leaderboard/site/page.{ending}" for ending in ("html", "css", "js")} <= data
 
 
