@@ -12,7 +12,7 @@ from platformdirs import user_data_path
 from torch import Tensor
 
 from ...components import load
-from .base import Dataset, Images, fit_to
+from .base import Dataset, Images, TensorImages, fit_to
 
 
 def load_dataset(spec: str) -> Dataset:
@@ -31,7 +31,7 @@ def default_data_dir() -> Path:
 
 
 KEEP_BYTES = 256 * 2**20
-"""Images that take no more than this in float32 are kept once converted: clones pass over a pool many times."""
+"""Images in memory that take no more than this in float32 are kept once converted: clones pass over a pool often."""
 
 
 def resize_pool(images: Images, shape: tuple[int, int, int]) -> Images:
@@ -46,13 +46,14 @@ class _Fitted:
         self._images = images
         self._shape = shape
         self._kept: tuple[Tensor, Tensor] | None = None
+        self._keeps = isinstance(images, TensorImages) and 4 * len(images) * prod(shape) <= KEEP_BYTES
 
     def __len__(self) -> int:
         return len(self._images)
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Images.take`."""
-        if self._kept is None and 4 * len(self) * prod(self._shape) <= KEEP_BYTES:
+        if self._keeps and self._kept is None:
             converted = list(self.batches(1024))
             self._kept = torch.cat([pixels for pixels, _ in converted]), torch.cat([labels for _, labels in converted])
         if self._kept is not None:

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msbench.components import names
 from msbench.errors import BadParameter, MissingData, UnknownName, UsageError
-from msbench.targets.datasets import downloadable
+from msbench.targets.datasets import downloadable, loading
 from msbench.targets.datasets.base import Dataset, FileImages, Images, Split, TensorImages, fit_to
 from msbench.targets.datasets.downloadable import TorchvisionDataset
 from msbench.targets.datasets.loading import default_data_dir, load_dataset, resize_pool
@@ -766,6 +766,25 @@ def test_a_pool_takes_the_shape_of_the_target() -> None:
         assert torch.equal(pixels, fit_to(everything(images)[0], (1, 4, 5)))
         assert torch.equal(labels, everything(images)[1])
         assert torch.equal(torch.cat([batch for batch, _ in pool.batches(4)]), pixels)
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_a_pool_that_is_kept_is_converted_once_and_one_of_files_is_not_read_in_advance(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "KEEP_BYTES", limit)
+    asked: list[int] = []
+    for images in both_holders():
+        take = images.take
+        monkeypatch.setattr(images, "take", lambda indices, take=take: (asked.append(len(indices)), take(indices))[1])
+        pool = resize_pool(images, (1, 4, 5))
+        asked.clear()
+        few = torch.tensor([7, 2])
+        first, again = pool.take(few), pool.take(few)
+        assert asked == ([11] if limit and isinstance(images, TensorImages) else [2, 2])
+        assert torch.equal(first[0], again[0])
+        assert torch.equal(first[0], fit_to(take(few)[0], (1, 4, 5)))
+        assert torch.equal(first[1], take(few)[1])
 
 
 SHAPES = st.tuples(st.sampled_from([1, 3]), st.integers(1, 40), st.integers(1, 40))
