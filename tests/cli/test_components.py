@@ -76,7 +76,8 @@ def test_list_without_a_match_says_so(call):
 
 def test_list_targets_on_a_fresh_machine(call, tmp_path):
     empty = {"MSBENCH_HOME": str(tmp_path)}
-    assert json.loads(call("list", "targets", "--json", **empty).stdout) == []
+    listed = json.loads(call("list", "targets", "--json", **empty).stdout)
+    assert {(row["trained"], row["seed"]) for row in listed} == {("msbench", seed) for seed in range(3)}
     assert "lenet5" in call("list", "targets", **empty).stdout
     assert call("target", "list", **empty).stdout == call("list", "targets", **empty).stdout
 
