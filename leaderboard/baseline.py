@@ -214,7 +214,7 @@ def compare(baseline: Baseline, records: Named, keys: Iterable[tuple[str, int, s
 
     Queries are compared exactly: an attack that leaves some of its budget is another attack. Raises `UsageError` for
     a cell that the baseline does not know, and for one that attacked other weights than the baseline's one copy: how
-    much is stolen depends on the copy by more than on the seeds that the thresholds come from.
+    much is stolen depends on the copy as well, and the thresholds come from seeds alone.
     """
     groups, cells = _grouped(records), []
     for key in keys:

@@ -2,8 +2,8 @@
 
 A recipe and a seed do not determine a target on every machine. Processors and thread counts round differently, training
 carries that on, and two machines end with copies that are as unlike as those of two seeds. How much is stolen depends
-on the copy by more than on the attack's seed, so scores of different machines would compare copies rather than attacks
-and defenses. The copies that the packaged suites on small images attack were therefore trained once and come with the
+on the copy as well as on the attack's seed, so scores of different machines would differ for no reason of attack or
+defense. The copies that the packaged suites on small images attack were therefore trained once and come with the
 package, each as a file of weights and its card; whatever is not here is trained on first use.
 
 Torch is not imported, so that whoever puts runs in order or checks records can know what they have to attack.
