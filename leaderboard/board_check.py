@@ -240,6 +240,7 @@ def attack_results(suite: FrozenSuite, submission: Submission, records: list[Rec
 
 
 def _check_changes(changes: Iterable[Change], records: Mapping[Path, Record], found: Findings) -> None:
+    weights = _weights()
     seeds: dict[str, dict[str, float]] = defaultdict(dict)
     for record in records.values():
         if record.stolen is not None:
@@ -251,7 +252,7 @@ def _check_changes(changes: Iterable[Change], records: Mapping[Path, Record], fo
         elif change.before is None:
             added = records.get(change.path)
             if added is not None:
-                found.problems += ((change.path, problem) for problem in _outdated(added))
+                found.problems += ((change.path, problem) for problem in _outdated(added, weights))
         elif kind == "suites":
             found.problems.append((change.path, "a frozen suite is not changed within its protocol"))
         elif kind == "results":
@@ -260,17 +261,24 @@ def _check_changes(changes: Iterable[Change], records: Mapping[Path, Record], fo
             found.notes.append(f"{change.path} is changed")
 
 
-def _outdated(added: Record) -> Iterator[str]:
+def _outdated(added: Record, weights: Mapping[tuple[str, str, int], str]) -> Iterator[str]:
     """Why a new record was not made as runs are made today."""
     if added.schema_version != SCHEMA_VERSION:
         yield f"is new, but of schema version {added.schema_version}: run it with this msbench"
-    mine, attacked = added.spec.target, added.target.digest if added.target else ""
-    for suite in _suites():
-        for table in suite.tables:
-            weights = table.weights.get(added.spec.target_seed, attacked)
-            if (table.target.name, table.target.version) == (mine.name, mine.version) and weights != attacked:
-                yield f"attacked other weights ({attacked[:12]}…) than those that come with msbench ({weights[:12]}…)"
-                return
+    target, attacked = added.spec.target, added.target.digest if added.target else ""
+    named = weights.get((target.name, target.version, added.spec.target_seed), attacked)
+    if named != attacked:
+        yield f"attacked other weights ({attacked[:12]}…) than those that come with msbench ({named[:12]}…)"
+
+
+def _weights() -> dict[tuple[str, str, int], str]:
+    """The digests that suites name, by target, version of its recipe and seed of the copy."""
+    tables = (table for suite in _suites() for table in suite.tables)
+    return {
+        (table.target.name, table.target.version, seed): digest
+        for table in tables
+        for seed, digest in table.weights.items()
+    }
 
 
 def _kind(path: Path) -> str:

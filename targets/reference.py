@@ -6,7 +6,7 @@ on the copy as well as on the attack's seed, so scores of different machines wou
 defense. The copies that the packaged suites on small images attack were therefore trained once and come with the
 package, each as a file of weights and its card; whatever is not here is trained on first use.
 
-Torch is not imported, so that whoever puts runs in order or checks records can know what they have to attack.
+Torch is not imported: suites are put in order without it.
 """
 
 import json

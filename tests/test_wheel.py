@@ -63,6 +63,7 @@ def test_files_that_are_no_modules_are_in_the_wheel(wheel: list[str]) -> None:
         assert there and there <= data
     weights = {f"msbench/{path.relative_to(ROOT)}" for path in (ROOT / "targets" / "weights").rglob("*.*")}
     assert weights and weights == {name for name in data if name.startswith("msbench/targets/weights/")}
+    assert {name for name in data if name.endswith(".safetensors")} <= weights
     assert {f"msbench/leaderboard/site/page.{ending}" for ending in ("html", "css", "js")} <= data
 
 
