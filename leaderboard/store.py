@@ -70,9 +70,10 @@ def record_files(root: Path) -> Iterator[Path]:
     """Every record file below a folder, in sorted order; hidden and temporary files are none."""
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
+        here = Path(folder)
         for name in sorted(files):
             if name.endswith(".json") and not name.startswith("."):
-                yield Path(folder, name)
+                yield here / name
 
 
 class Store:
