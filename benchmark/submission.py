@@ -12,6 +12,7 @@ from .. import PROTOCOL
 from ..errors import UsageError
 from ..files import write_atomically
 from ..leaderboard.board_check import runs_of
+from ..leaderboard.board_runs import command_of
 from ..leaderboard.check import problems
 from ..leaderboard.entries import (
     AttackEntry,
@@ -160,16 +161,10 @@ def commands(bundle: Bundle, store: Path) -> list[str]:
         return [f"msbench sweep {entry.suite} --defense {entry.spec} --store {store}"]
     attacked = {(spec.target.name, spec.budget) for spec in bundle.missing}
     return [
-        f"msbench run --target {table.target.name} --budget {table.budget} --attack {entry.spec} "
-        + " ".join(f"--recovery {recovery}" for recovery in entry.recoveries)
-        + " "
-        + " ".join(f"--defense {setting.spec}" for setting in each.settings)
-        + f" --seed {seed} --defense-seed {seed if each.stochastic else 0}"
-        + f" --target-seed {seed if table.copies else 0} --store {store}"
+        command_of(table, each, each.settings, entry.spec, entry.recoveries, store)
         for table in bundle.suite.tables
         if (table.target.name, table.budget) in attacked
         for each in table.defenses
-        for seed in table.seeds
     ]
 
 

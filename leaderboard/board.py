@@ -288,6 +288,7 @@ def _row(grid: Grid, position: int, runs: Mapping[str, Run], floor: float) -> Ro
     paid = [cells[i] for i in ranked if cells[i]]
     shifts = [[run.shifted for run in cell if run.shifted] for cell in paid]
     latencies = [run.latency for cell in paid for run in cell if run.latency is not None]
+    shown = columns[ranked[0] if worst is None else worst] if ranked else None
     return Row(
         defense=defense,
         setting=setting.spec,
@@ -301,9 +302,7 @@ def _row(grid: Grid, position: int, runs: Mapping[str, Run], floor: float) -> Ro
         shifted_l1=_largest(_mean(l1 for _, l1 in cell) for cell in shifts if cell),
         latency=median(latencies) if latencies else None,
         flags=tuple(sorted({flag for cell in cells for run in cell for flag in run.flags})),
-        reproduce=command_of(grid.table, entry, setting, columns[ranked[0] if worst is None else worst])
-        if ranked
-        else "",
+        reproduce=command_of(grid.table, entry, [setting], shown.attack, [shown.recovery]) if shown else "",
     )
 
 

@@ -4,12 +4,13 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UsageError
 from .record import Record, run_id
 from .scoring import estimate
-from .suites import Column, DefenseEntry, DefenseSetting, Table
+from .suites import DefenseEntry, DefenseSetting, Table
 
 
 class Run(NamedTuple):
@@ -136,19 +137,27 @@ def weights_attacked(table: Table, runs: Iterable[Run]) -> Iterator[str]:
             yield f"not all runs attacked the same weights: {copy} was trained {times} times"
 
 
-def command_of(table: Table, entry: DefenseEntry, setting: DefenseSetting, column: Column) -> str:
-    """What to type to make a cell's runs again.
+def command_of(
+    table: Table,
+    entry: DefenseEntry,
+    settings: Iterable[DefenseSetting],
+    attack: str,
+    recoveries: Iterable[str],
+    store: Path | None = None,
+) -> str:
+    """What to type to make the runs of one attack against settings of a defense, with all seeds.
 
     Where the defense or the target takes the attack's seed too, each seed needs a command.
     """
-    options = {
-        "--target": table.target.name,
-        "--defense": setting.spec,
-        "--attack": column.attack,
-        "--recovery": column.recovery,
-        "--budget": str(table.budget),
-    }
-    command = "msbench run " + " ".join(f"{name} {shlex.quote(value)}" for name, value in options.items())
+    options = [
+        ("--target", table.target.name),
+        *(("--defense", setting.spec) for setting in settings),
+        ("--attack", attack),
+        *(("--recovery", recovery) for recovery in recoveries),
+        ("--budget", str(table.budget)),
+        *([("--store", str(store))] if store else []),
+    ]
+    command = "msbench run " + " ".join(f"{name} {shlex.quote(value)}" for name, value in options)
     same = ["--defense-seed"] * entry.stochastic + ["--target-seed"] * table.copies
     if same:
         seeds = " ".join(map(str, table.seeds))

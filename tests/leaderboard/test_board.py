@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -178,9 +179,9 @@ def test_commands_reproduce_the_worst_case(board, make_entry, make_suite):
     assert loop.endswith(" --seed $seed --defense-seed $seed; done")
     (table,) = make_suite([odd], copies=True).tables
     column, entry = table.columns[0], table.defenses[-1]
-    assert command_of(table, entry, entry.settings[0], column).endswith(
-        " --seed $seed --defense-seed $seed --target-seed $seed; done"
-    )
+    command = command_of(table, entry, entry.settings, column.attack, [column.recovery, "argmax"], Path("my runs"))
+    assert " --recovery none --recovery argmax --budget 60000 --store 'my runs' " in command
+    assert command.endswith(" --seed $seed --defense-seed $seed --target-seed $seed; done")
 
 
 # ------------------------------------------------------------------------------------------- what counts

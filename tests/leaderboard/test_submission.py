@@ -153,8 +153,8 @@ def test_an_attack_is_submitted_against_what_the_suite_defends_with(entry, make_
     refused = submit(sun)
     assert refused.exit_code == 2
     assert (
-        f"msbench run --target digits/lenet5 --budget 20000 --attack {spec} --recovery none --defense label_only "
-        in (refused.stdout)
+        f"msbench run --target digits/lenet5 --defense label_only --attack {spec} --recovery none --budget 20000 "
+        "--store runs --seed 0 " in refused.stdout
     )
     runs(sun, make_record)
     done = submit(sun)
