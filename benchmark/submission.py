@@ -1,6 +1,7 @@
 """From runs in a store and an entry to what is committed: the files of ``leaderboard/entries`` and ``results``."""
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -158,7 +159,7 @@ def commands(bundle: Bundle, store: Path) -> list[str]:
     """What has to be run to have what is missing."""
     entry = bundle.submission.entry
     if entry.kind == "defense":
-        return [f"msbench sweep {entry.suite} --defense {entry.spec} --store {store}"]
+        return [shlex.join(["msbench", "sweep", entry.suite, "--defense", entry.spec, "--store", str(store)])]
     attacked = {(spec.target.name, spec.budget) for spec in bundle.missing}
     return [
         command_of(table, each, each.settings, entry.spec, entry.recoveries, store)
