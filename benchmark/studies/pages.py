@@ -7,6 +7,7 @@ seed by seed: an interrupted campaign has the first seed of everything before th
     [[section]]
     name, title, text       the name is for the command line
     target, budgets, seeds  in the order in which they are due
+    pool                    another data set for attacks with a pool than the target's own
     cells                   a page of attacks: a line each, ``{attack = SPEC}`` and, where they are not ``none``,
                             ``defense`` and ``recovery``; ``seeds`` of its own; ``published`` as figure, setting and
                             source; a ``note``
@@ -90,6 +91,7 @@ class SectionPlan(_Part, ABC):
     title: str
     text: str = ""
     target: str
+    pool: str | None = None
     budgets: Numbers
     seeds: Numbers
 
@@ -236,7 +238,14 @@ class Campaign:
         self, section: SectionPlan, attack: str, defense: str, recovery: str, budget: int, seeds: Iterable[int]
     ) -> Runs:
         """Decide the runs of one cell. A random defense's seed goes with the attack's: the interval spans both."""
-        asked = RunSpec(target=section.target, defense=defense, attack=attack, recovery=recovery, budget=budget)
+        asked = RunSpec(
+            target=section.target,
+            defense=defense,
+            attack=attack,
+            recovery=recovery,
+            pool=section.pool,
+            budget=budget,
+        )
         first = resolve(asked)
         random = first.defense.traits.stochastic
         specs = []

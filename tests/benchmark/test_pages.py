@@ -107,6 +107,17 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
     return make
 
 
+def test_a_section_may_name_another_pool(planned: Planned) -> None:
+    cells = 'cells = [{ attack = "knockoff" }]'
+    (own,), (other,) = (
+        [runs.specs[0].pool for section in planned(text).page.sections for runs in section.runs]
+        for text in (f"{HEAD}{cells}", f'{HEAD}pool = "mnist"\n{cells}')
+    )
+    assert own is not None
+    assert own.startswith("patches")
+    assert other == "mnist"
+
+
 def test_runs_are_due_by_section_and_then_by_seed_and_once(planned: Planned) -> None:
     due = planned(ATTACKS).due()
     order = [(plan.request.defense, plan.request.budget, plan.request.seed) for plan in due]
