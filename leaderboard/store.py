@@ -25,6 +25,9 @@ from ..errors import StoreError
 from ..files import write_atomically
 from .record import Record, SpecInfo, run_id
 
+_NAMED = 10
+"""Unreadable files that are named each; a folder of another version has thousands."""
+
 
 def dumps(record: Record) -> str:
     """The canonical text of a record: sorted keys, two spaces, one newline at the end.
@@ -138,7 +141,10 @@ class Store:
         return max(_readable(named), key=_precedence, default=None)
 
     def records(self) -> Iterator[Record]:
-        """Every record, one by one in the order of paths; an unreadable one is a warning, never the end."""
+        """Every record, one by one in the order of paths; an unreadable one is a warning, never the end.
+
+        The first ten are named, the rest counted.
+        """
         return _readable(record_files(self.root))
 
 
@@ -152,11 +158,16 @@ def _precedence(record: Record) -> tuple[bool, str]:
 
 
 def _readable(paths: Iterable[Path]) -> Iterator[Record]:
+    unreadable = 0
     for path in paths:
         try:
             yield load(path)
         except StoreError as error:
-            warnings.warn(f"skipped {error}", stacklevel=2)
+            unreadable += 1
+            if unreadable <= _NAMED:
+                warnings.warn(f"skipped {error}", stacklevel=2)
+    if unreadable > _NAMED:
+        warnings.warn(f"skipped {unreadable - _NAMED:,} more files that are no readable records", stacklevel=2)
 
 
 def _first_reason(error: ValidationError) -> str:

@@ -172,6 +172,18 @@ def test_unreadable_files_are_skipped_with_one_warning_each(store, make_record):
     assert "none-s8-future.json: schema_version: " in messages[1]
 
 
+def test_of_many_unreadable_files_ten_are_named_and_the_rest_counted(store, make_record):
+    folder = store.save(make_record()).parent
+    for number in range(25):
+        (folder / f"none-s{number:02}-broken.json").write_text("{")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(list(store.records())) == 1
+    *named, last = [str(each.message) for each in caught]
+    assert [f"none-s{number:02}-broken" in message for number, message in enumerate(named)] == [True] * 10
+    assert last == "skipped 15 more files that are no readable records"
+
+
 def test_failed_rename_leaves_the_old_record_and_no_other_file(store, make_record, monkeypatch):
     old = make_record(stolen__agreement=0.5)
     path = store.save(old)
