@@ -23,6 +23,7 @@ from ...attacks.base import AttackContext
 from ...defenses.base import DefenseContext, load_defense
 from ...defenses.detection import Detector, limit_for
 from ...errors import UsageError
+from ...leaderboard.pages import NOTHING
 from ...targets.architectures import build_clone
 from ...targets.blackbox import BlackBox
 from ...targets.datasets.base import Images
@@ -242,12 +243,13 @@ def _share(hits: Tensor) -> float:
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """The rows as text: rates in percent, at one false positive in a thousand and at the deployed limit."""
+    """The rows as a Markdown table: rates in percent, at one false positive in a thousand and at the deployed limit."""
 
     def count(queries: int | None) -> str:
-        return "-" if queries is None else str(queries)
+        return NOTHING if queries is None else str(queries)
 
-    head = ("attack", "defense", "unit", "benign", "TPR", "queries", "own TPR", "own FPR", "own queries")
+    head = ("attack", "detector", "unit", "honest", "TPR", "queries", "own TPR", "own FPR", "own queries")
+    rule = ("---",) * 3 + ("---:",) * 6
     lines = [
         (
             row.attack,
@@ -262,11 +264,4 @@ def as_table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < 3 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [head, *lines]
-    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))

@@ -100,8 +100,8 @@ def test_command_prints_json_and_a_table(tmp_path: Path) -> None:
     assert [row["benign_share"] for row in rows] == list(SHARES)
     assert all(0 <= row["true_positives"] <= 1 for row in rows)
     table = as_table(list(measure("digits/lenet5", ["random_noise"], ["prada"], TINY, data_dir=tmp_path)))
-    assert len(table.splitlines()) == 5
-    assert table.splitlines()[4].split()[:4] == ["random_noise", "prada", "account", "90%"]
+    assert len(table.splitlines()) == 6
+    assert table.splitlines()[5].startswith("| random_noise | prada | account | 90% | ")
 
 
 def test_what_detects_nothing_and_accounts_without_enough_images_are_refused(tmp_path: Path) -> None:
