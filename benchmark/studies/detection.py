@@ -91,11 +91,14 @@ def measure(
     honest, _ = test.take(torch.arange(len(test)))
     for detector in detectors.values():
         detector.prepare(_context(target, loaded, settings.seed, data_dir))
+    quiet: dict[str, Tensor] = {}  # what detectors make of honest accounts, whatever the attack is
     for attack in attacks:
         recording = record_queries(target, loaded, attack, settings, data_dir)
         replay = Replay(loaded, recording, honest, settings)
         for spec, detector in detectors.items():
-            yield from replay.rows(attack, spec, detector)
+            if spec not in quiet:
+                quiet[spec] = replay.quiet(detector)
+            yield from replay.rows(attack, spec, detector, quiet[spec])
 
 
 class Replay:
@@ -115,11 +118,15 @@ class Replay:
             share: torch.stack([self._account(share) for _ in range(settings.attackers)]) for share in SHARES
         }
 
-    def rows(self, attack: str, spec: str, detector: Detector) -> Iterator[Row]:
-        """A detector's rows."""
+    def quiet(self, detector: Detector) -> Tensor:
+        """How suspicious honest cases are: every image, of a detector that judges each by itself, or every account."""
+        if detector.unit == "query":
+            return self._suspicions(detector, self.all_honest[None])[0]
+        return self._suspicions(detector, self.benign).amax(dim=1)
+
+    def rows(self, attack: str, spec: str, detector: Detector, quiet: Tensor) -> Iterator[Row]:
+        """A detector's rows, given what `quiet` says of honest cases."""
         by_query = detector.unit == "query"
-        # Of what is judged by itself, every honest image is one case; of accounts, the most suspicious moment.
-        quiet = self._suspicions(detector, self.all_honest[None])[0] if by_query else self._peaks(detector)
         limit = limit_for(quiet, FALSE_POSITIVES)
         for share, accounts in self.attacking.items():
             loud = self._suspicions(detector, accounts)
@@ -151,9 +158,6 @@ class Replay:
         account[mixed[:count]] = self.recorded + chosen
         account[mixed[count:].sort().values] = torch.arange(start, start + length - count)
         return account
-
-    def _peaks(self, detector: Detector) -> Tensor:
-        return self._suspicions(detector, self.benign).amax(dim=1)
 
     def _suspicions(self, detector: Detector, accounts: Tensor) -> Tensor:
         """How suspicious each query of each account is (A, L), the accounts being newcomers."""
