@@ -123,8 +123,7 @@ class DFME(Attack):
         def nearness(points: Tensor) -> Tensor:
             images = to_pixels(points)
             targets = self._ask(images)
-            with torch.autocast(points.device.type, enabled=False):  # differences of 1e-3 vanish in bfloat16
-                return -imitation_loss(self.pupils.logits(images)[0], targets)
+            return -imitation_loss(self.pupils.logits(images)[0], targets)
 
         unbounded = self.generator.train().before_tanh(self.generator.sample(count, self.latents)).float()
         gradient = forward_difference(

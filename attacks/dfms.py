@@ -1,6 +1,6 @@
 """DFMS: a GAN on synthetic shapes that also balances the clone's classes makes the queries, without a gradient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -35,7 +35,7 @@ class DFMSHL(Attack):
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(
-        threat_model="data-free", access="either", queries_per_step="B, after the initial labels"
+        threat_model="data-free", access="labels", queries_per_step="B, after the initial labels"
     )
     paper: ClassVar[Paper] = Paper(
         key="sanyal2022towards",
@@ -222,6 +222,8 @@ class DFMSSL(DFMSHL):
     Deviations: those of DFMS-HL. No code of DFMS-SL was released: its loss is taken to be the L1 distance to recovered
     logits that other data-free attacks have, and what else it may change is left out.
     """
+
+    traits: ClassVar[AttackTraits] = replace(DFMSHL.traits, access="either")
 
     floor: float = param(1e-7, "smallest probability that the logarithm sees", gt=0, lt=0.1)
 

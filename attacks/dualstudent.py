@@ -25,7 +25,9 @@ class DualStudent(Attack):
     By the triangle inequality |S1 - T| + |S2 - T| >= |S1 - S2|: raising the students' disagreement raises a lower
     bound on their distance from the victim, and needs no query (Beetham, Kardan, Mian and Shah, ICLR 2023,
     arXiv 2309.10058). Each step makes one generator step without queries and ``student_steps`` student batches.
-    The clone is the first student's moving average.
+    The clone is the first student's moving average. As released, it is updated in every tenth iteration of five
+    student batches and looks back over some 500 batches: 0.6 % of the paper's run, but more than all of one with few
+    queries, whose clone would be a student of long ago. Such a run wants a smaller ``ema_every``.
 
     Where the victim's interface declares labels only, students learn by cross-entropy; the generator's objective
     stays the L1 distance of the students' logits, as in the released code. Cross-entropy leaves the scale of logits
@@ -66,7 +68,7 @@ class DualStudent(Attack):
         "logits", "whose differences the generator raises: the students' logits (the released code), or probabilities"
     )
     ema: float = param(0.9, "momentum of the first student's moving average", ge=0, lt=1)
-    ema_every: int = param(10, "student batches between updates of the moving average", ge=1)
+    ema_every: int = param(50, "student batches between updates of the moving average", ge=1)
     classes: Classes = param(
         "given", "the number of classes: given, or (for labels) discovered from the answers, as the heads grow"
     )
@@ -136,10 +138,8 @@ class DualStudent(Attack):
         return self.raise_disagreement(self.generator.sample(self.batch, self.latents))
 
     def _raise_disagreement(self, latents: Tensor) -> Tensor:
-        make = self.generator.train() if self.generator_step == "post_tanh" else self.generator.train().before_tanh
-
         def piece(part: slice) -> Tensor:
-            raised = disagreement(self._outputs(make(latents[part]))) / self.pupils.share
+            raised = disagreement(self._outputs(self._make(latents[part]))) / self.pupils.share
             raised = raised * (len(latents[part]) / self.batch)
             (-raised).backward()  # type: ignore[no-untyped-call]
             return raised.detach()
@@ -147,6 +147,11 @@ class DualStudent(Attack):
         raised = self.pieces(piece, self.batch, restart=self.generator_optimizer.zero_grad)
         self.generator_optimizer.step()
         return torch.stack(raised).sum()
+
+    def _make(self, latents: Tensor) -> Tensor:
+        """Images to disagree on; before tanh they are in its units, as released, and brought to those of pixels."""
+        generator = self.generator.train()
+        return generator(latents) if self.generator_step == "post_tanh" else (generator.before_tanh(latents) + 1) / 2
 
     def _outputs(self, images: Tensor) -> Tensor:
         """What students may disagree on, (n, N, K)."""

@@ -152,6 +152,8 @@ def resolve(request: RunSpec) -> Plan:
 def frozen_for(dataset: str, attack: str, *, labels: bool = False) -> dict[str, Any]:
     """What is frozen for an attack on targets of a data set: ``clone`` and ``params``, either may be absent.
 
+    The clone is the attack's own, or else the one that the data set has for all attacks.
+
     Args:
         dataset: the data set's name.
         attack: the attack's spec. Among what is frozen for its name and for variants of it, such as
@@ -160,14 +162,16 @@ def frozen_for(dataset: str, attack: str, *, labels: bool = False) -> dict[str, 
             any, take the place of those for probabilities as a whole.
     """
     name, written = parse_spec(attack)
+    entries = dict(frozen().get(dataset, {}))
+    common = {"clone": entries.pop("clone")} if "clone" in entries else {}
     found: Mapping[str, Any] = {}
     most = -1
-    for variant, entry in frozen().get(dataset, {}).items():
+    for variant, entry in entries.items():
         its_name, its_params = parse_spec(variant)
         if its_name == name and its_params.items() <= written.items() and len(its_params) > most:
             found, most = entry, len(its_params)
     chosen = found.get("labels", found) if labels else found
-    return {key: value for key, value in chosen.items() if key != "labels"}
+    return common | {key: value for key, value in chosen.items() if key != "labels"}
 
 
 def answers_labels(defense: "Defense", recovery: "Recovery") -> bool:

@@ -81,7 +81,7 @@ SHAPES: Space = {
     "epochs": (10,),
 }
 OWN: Mapping[str, Space] = {
-    "dualstudent": {},
+    "dualstudent": {"ema_every": (1, 10, 50)},
     "dfme": {},
     "random_noise": {},
     "knockoff": POOL,

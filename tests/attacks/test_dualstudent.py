@@ -104,7 +104,8 @@ def test_where_disagreement_is_raised(stage: Callable[..., Any], where: str) -> 
     on = stage(f"{SMALL},generator_step={where}")
     generator = copy.deepcopy(on.attack.generator).train()
     latents = generator.sample(4, copy_of(on.attack.latents))
-    expected = generator.before_tanh(latents) if where == "pre_tanh" else generator(latents)
+    unbounded = generator.before_tanh(latents)
+    expected = ((unbounded if where == "pre_tanh" else unbounded.tanh()) + 1) / 2
     for network in on.attack.pupils.networks:
         collected = seen_by(network)
     on.attack._generator_step()
@@ -166,10 +167,19 @@ def test_rates_follow_the_budget(stage: Callable[..., Any]) -> None:
     assert on.victim.remaining == 0
 
 
+def test_the_average_is_updated_in_every_tenth_iteration_as_released(stage: Callable[..., Any]) -> None:
+    on = stage("dualstudent:batch=2,width=8,latent=8", budget=220)
+    updates = []
+    for _ in range(21):
+        on.attack.step()
+        updates.append(on.attack.average.updates)
+    assert updates == [0] * 9 + [1] * 10 + [2] * 2
+
+
 def test_the_clone_is_the_first_students_average_every_tenth_batch(
     stage: Callable[..., Any], same: Callable[[nn.Module, nn.Module], bool]
 ) -> None:
-    on = stage(SMALL)
+    on = stage(f"{SMALL},ema_every=10")
     clones, students = [], []
     for _ in range(4):  # 5, 10, 15 and 20 student batches
         on.attack.step()

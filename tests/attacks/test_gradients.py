@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from msbench.attacks.gradients import forward_difference
+from msbench.benchmark.numerics import numerics
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -84,6 +85,29 @@ def test_every_point_is_evaluated_in_one_call_without_gradients(directions: int)
     assert torch.equal(everywhere[:3], points)
     moved = everywhere[3:].view(directions, 3, -1) - points.detach().flatten(1)
     torch.testing.assert_close(moved.norm(dim=2), torch.full((directions, 3), 0.01), atol=1e-5, rtol=0)
+
+
+def test_the_objective_is_asked_in_full_float32_whatever_is_allowed_around() -> None:
+    kinds: list[tuple[bool, bool, str]] = []
+
+    def objective(everywhere: Tensor) -> Tensor:
+        kinds.append(precision())
+        return everywhere.flatten(1).sum(dim=1)
+
+    with numerics("bf16", torch.device("cpu")):
+        around = precision()
+        forward_difference(objective, torch.zeros(1, 1, 2, 2), directions=1, step=0.01, generator=seeded())
+        assert precision() == around == (True, True, "high")
+    assert kinds == [(False, False, "highest")]
+
+
+def precision() -> tuple[bool, bool, str]:
+    """Whether there is autocast and TF32 in convolutions, and how precise matrix products are."""
+    return (
+        torch.is_autocast_enabled("cpu"),
+        torch.backends.cudnn.allow_tf32,
+        torch.get_float32_matmul_precision(),
+    )
 
 
 def test_directions_come_from_the_generator_alone() -> None:

@@ -84,10 +84,10 @@ def test_no_more_than_two_hyperparameters_of_an_attacks_own_are_searched(attack:
 
 
 FIRST = {
-    "dualstudent": {
+    "dualstudent:ema_every=10": {
         **{"batch": 256, "schedule": "multistep", "optimizer": "adam", "lr_student": 3e-4},
         **{"floor": 1e-7, "lr_generator": 1e-4, "width": 32, "latent": 256},
-    },
+    },  # its moving average was not searched then
     "knockoff": {"batch": 256, "schedule": "multistep", "optimizer": "adam", "lr": 3e-4, "epochs": 10},
 }
 
