@@ -7,8 +7,9 @@ of the attack's own queries is asked about once more by a newcomer. Test images 
 could tell from them, and the accuracy on the test set with that on a shifted copy of it.
 
 What a defense declares in its `Traits` it may do: answers of a stochastic one are compared by how far they are from the
-clean ones on average, and what depends on earlier queries is compared only where the traits leave no room for that.
-Whatever is asked here is charged to nobody, and leaves no trace in the defense.
+clean ones on average, and what depends on earlier queries is compared only where the traits leave no room for that, as
+before the attack, when its account is new to everybody. Whatever is asked here is charged to nobody, and leaves no
+trace in the defense.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from ..defenses.deployment import Deployment
 from ..leaderboard.record import Paid
 from ..targets.datasets.base import Images, TensorImages
 from ..targets.persistence import restore, snapshot
-from .traffic import ACCOUNT, Sample
+from .traffic import Sample
 
 PROBES = 32
 """Test images, and as many images of noise, that are asked about in every way."""
@@ -37,8 +38,6 @@ CHANGED_IMAGES = 256
 """Test images that are compared with copies changed by one gray level."""
 SHIFTED_IMAGES = 1000
 """Test images whose shifted copies are asked about."""
-VISITOR = "visitor"
-"""The account of a customer who is not the attack."""
 
 MATERIAL = 0.02
 """Mean L1 distance between answers that is too much where they should be equal, beyond rounding and chance."""
@@ -81,13 +80,18 @@ class Reliability:
     Args:
         deployment: target and defense as attackers and users meet them.
         test: the target's held-out images.
+        attacker: the account that the attack asks under.
+        visitor: the account of a customer who is not the attack.
     """
 
-    def __init__(self, deployment: Deployment, test: Images) -> None:
+    def __init__(self, deployment: Deployment, test: Images, *, attacker: str, visitor: str) -> None:
         self.deployment = deployment
         self.test = test
+        self.attacker = attacker
+        self.visitor = visitor
         self.images = _probes(test)
         self.early: list[Tensor] = []
+        self.personal = False
         self.drifted = False
 
     @property
@@ -96,12 +100,17 @@ class Reliability:
 
     # ------------------------------------------------------------------------------------------ in time
 
+    def begin(self) -> None:
+        """Look before the attack's first query, while its account is as new to the defense as any other."""
+        self.personal = self._personal(self.visitor, self.attacker)
+        self.look()
+
     def look(self) -> None:
         """Ask as a newcomer: the first time to remember the answers, from then on to compare with them.
 
         A defense that declares one state for all customers may change its answers, and is not asked.
         """
-        if self._traits.stateful and "account" not in self._traits.needs:
+        if self.deployment.defense.shares_state():
             return
         [now] = self._ask([self.images], None)
         if self.early:
@@ -121,7 +130,7 @@ class Reliability:
         """
         self.look()
         found = {DRIFTED: self.drifted, BATCHED: self._batched(), RECOGNIZED: self._recognized()}
-        found |= {PERSONAL: self._personal(), FRAGILE: _fragile(paid, accuracy)}
+        found |= {PERSONAL: self.personal or self._personal(*self._new()), FRAGILE: _fragile(paid, accuracy)}
         if not self._traits.stateful:
             found |= {ORDERED: self._ordered(), SINGLED_OUT: self._singled_out(sample)}
         if not (self._traits.stateful or self._traits.stochastic):
@@ -132,8 +141,8 @@ class Reliability:
 
     def _batched(self) -> bool:
         """One customer's batch is answered as if its images had come one by one; true of stateful defenses as well."""
-        [together] = self._ask([self.images], VISITOR)
-        alone = self._ask(list(torch.split(self.images[:ALONE], 1)), VISITOR)
+        [together] = self._ask([self.images], self.visitor)
+        alone = self._ask(list(torch.split(self.images[:ALONE], 1)), self.visitor)
         clean, released = zip(*alone, strict=True)
         first = Answers(together.clean[:ALONE], together.released[:, :ALONE])
         return self._differ(first, Answers(torch.cat(clean), torch.cat(released, dim=1)))
@@ -149,11 +158,15 @@ class Reliability:
         first, again = self._ask([self.images, self.images], None)
         return self._differ(first, again)
 
-    def _personal(self) -> bool:
-        """A new customer is answered as a newcomer is, and so is everybody where nothing is kept of customers."""
+    def _personal(self, *accounts: str) -> bool:
+        """Whether accounts, with no history that could explain it, are answered otherwise than a newcomer."""
         [newcomer] = self._ask([self.images], None)
-        others = (VISITOR,) if self._traits.stateful else (VISITOR, ACCOUNT)
-        return any(self._differ(newcomer, *self._ask([self.images], other)) for other in others)
+        return any(self._differ(newcomer, *self._ask([self.images], account)) for account in accounts)
+
+    def _new(self) -> tuple[str, ...]:
+        """The accounts without such a history at the end: the attack's has one where each account has its own."""
+        with_history = self._traits.stateful and "account" in self._traits.needs
+        return (self.visitor,) if with_history else (self.visitor, self.attacker)
 
     def _singled_out(self, sample: Sample) -> bool:
         if len(sample.images) == 0:
@@ -166,7 +179,7 @@ class Reliability:
         exact, _ = self.test.take(_some(self.test, CHANGED_IMAGES))
         [known] = self._ask([exact], None)
         [copies] = self._ask([changed(exact)], None)
-        return _beyond_chance(_damage(copies) - _damage(known))
+        return beyond_chance(_damage(copies) - _damage(known))
 
     def _moved(self, paid: Paid) -> bool:
         before, after = paid.defended_accuracy_before, paid.defended_accuracy
@@ -190,7 +203,7 @@ class Reliability:
         """Whether answers to the same images differ by more than rounding and, if declared, chance."""
         if self._traits.stochastic:
             gap = _damage(first) - _damage(second)
-            return _beyond_chance(gap) or _beyond_chance(-gap)
+            return beyond_chance(gap) or beyond_chance(-gap)
         apart = (first.released - second.released).abs().sum(dim=-1).mean(dim=0)
         rounding = (first.clean - second.clean).abs().sum(dim=-1).mean()
         # The largest is left out: one answer may sit where a defense decides between two.
@@ -200,8 +213,8 @@ class Reliability:
     # ---------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """What was answered before the attack, and whether answers have changed since."""
-        return snapshot(self, skip=("deployment", "test", "images"))
+        """What was answered before the attack, to whom otherwise, and whether answers have changed since."""
+        return snapshot(self, skip=("deployment", "test", "attacker", "visitor", "images"))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
@@ -224,7 +237,7 @@ def _damage(answers: Answers) -> Tensor:
     return (answers.released - answers.clean).abs().sum(dim=-1).mean(dim=0)
 
 
-def _beyond_chance(gap: Tensor) -> bool:
+def beyond_chance(gap: Tensor) -> bool:
     """Whether the mean of paired differences (N,) is above zero by more than chance, and matters."""
     error = gap.std() / len(gap) ** 0.5 if len(gap) > 1 else gap.new_tensor(0.0)
     return bool(gap.mean() > MATERIAL + STANDARD_ERRORS * error)

@@ -7,6 +7,7 @@ The state holds no code: it is read back with ``weights_only=True``. A state tha
 a damaged file) is set aside with a warning and the run starts over.
 """
 
+import copy
 import io
 import math
 import os
@@ -53,11 +54,11 @@ from .metrics import milestones
 from .numerics import Compilation, compiles, numerics
 from .reliability import Reliability
 from .spec import Plan
-from .traffic import Traffic
+from .traffic import Traffic, account_name
 
 SAVE_SECONDS = 20.0
 """State is saved at least this often, in seconds of attack, unless ``MSBENCH_SAVE_SECONDS`` says otherwise."""
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 
 
 Steps = Generator[None, None, Record]
@@ -138,6 +139,7 @@ class Session:
         )
         self.loaded = loaded
         target, dataset = loaded.target, loaded.dataset
+        own = copy.deepcopy(target)  # the defense's, to do with as it likes: clean answers come from the other one
         open_images = partial(open_shaped, data_dir=data_dir, shape=target.image_shape, device=self.device)
         architecture = partial(build_clone, num_classes=target.num_classes, image_shape=target.image_shape)
         surrogate = parse_target(request.target).architecture
@@ -151,21 +153,22 @@ class Session:
         self.plan.defense.prepare(
             defense_context(
                 seed=info.defense_seed,
-                target=lambda: target,
+                target=lambda: own,
                 data=lambda: open_images(dataset, split="train", download=download),
                 auxiliary=lambda name: open_images(auxiliary(dataset, name), split="train", download=download),
                 recipe=recipe_for(dataset.label()),
             )
         )
-        self.deployment = Deployment(target, self.plan.defense)
+        self.deployment = Deployment(target, self.plan.defense, own)
         self.evaluator = Evaluator(
             self.deployment,
             dataset,
             dataset.load("test", data_dir=data_dir, download=download, device=self.device),
             unrelated(dataset.pool, open_images),
         )
-        self.reliability = Reliability(self.deployment, self.evaluator.test)
-        self.traffic = Traffic(self.deployment)
+        attacker, visitor = (account_name(self.plan.run_id, who) for who in ("attack", "visitor"))
+        self.reliability = Reliability(self.deployment, self.evaluator.test, attacker=attacker, visitor=visitor)
+        self.traffic = Traffic(self.deployment, attacker)
         self.box = BlackBox(
             self.traffic.answer,
             budget=info.budget,
@@ -208,7 +211,7 @@ class Session:
         self._load_state()
         if self.tally.before is None:
             self.tally.before = self.evaluator.defended_accuracy()
-            self.reliability.look()
+            self.reliability.begin()
 
     # ------------------------------------------------------------------------------------------ attack
 
@@ -220,11 +223,7 @@ class Session:
         while not self.tally.stop_reason:
             with self._clock("attack"), numerics(self.plan.info.precision, self.device):
                 report = self.plan.attack.step()
-            if self.traffic.asked != box.spent:
-                raise ContractViolation(
-                    f"attack {self.plan.attack} was answered {self.traffic.asked} images but charged {box.spent}: "
-                    "it tampered with the black box's count"
-                )
+            self._expect_all_charged()
             if time.monotonic() - shown > 0.25:
                 shown = time.monotonic()
                 self._show(report)
@@ -246,13 +245,28 @@ class Session:
         if queries == 0 or (self.tally.curve and self.tally.curve[-1]["queries"] == queries):
             return
         self._settle()
-        with self._clock("attack"):
-            clone = self.plan.attack.clone()  # which some attacks train only now
+        clone = self._clone()
         with self._clock("evaluation"):
             point = self.evaluator.milestone(clone, queries)
             self.reliability.look()
         self.tally.curve.append(point.model_dump())
         self.listener.milestone(point)
+
+    def _clone(self) -> nn.Module:
+        """The clone as it stands, which some attacks train only now."""
+        with self._clock("attack"):
+            clone = self.plan.attack.clone()
+        self._expect_all_charged()
+        return clone
+
+    def _expect_all_charged(self) -> None:
+        """Raise `ContractViolation` for an attack that was answered more than the black box counted, or less."""
+        asked, spent = self.traffic.asked, self._box().spent
+        if asked != spent:
+            raise ContractViolation(
+                f"attack {self.plan.attack} was answered {asked} images but charged {spent}: "
+                "it tampered with the black box's count"
+            )
 
     def _settle(self) -> None:
         """Judge what was queried and released since the last time; the host waits for the device here anyway."""
@@ -279,8 +293,7 @@ class Session:
     def _measure(self) -> Record:
         self.listener.phase("measuring")
         curve = [CurvePoint(**point) for point in self.tally.curve]
-        with self._clock("attack"):
-            clone = self.plan.attack.clone()
+        clone = self._clone()
         with self._clock("evaluation"):
             own = self.plan.attack.diagnostics()
             stolen = self.evaluator.stolen(clone, curve, self.plan.info.seed)
@@ -292,6 +305,7 @@ class Session:
                 "flags": self.reliability.flags(self.traffic.sample, paid, self.evaluator.accuracy),
             }
             latency = self.evaluator.latency_ratio()
+        self._expect_all_charged()  # for diagnostics, and for what the clone may have asked while it was measured
         self._settle()
         return self._record("done", latency=latency, **sections)
 

@@ -255,8 +255,10 @@ def defense_entry(spec: str) -> DefenseEntry:
 
 def _sweep(spec: str, knob: str | None, values: Iterable[Any]) -> list[str]:
     """The specs of a sweep, weakest first; the spec alone where there is nothing to sweep."""
+    if knob is None:  # so it is for a chain, which is more than one name with parameters
+        return [spec]
     name, params = parse_spec(spec)
-    if knob is None or knob in params:
+    if knob in params:
         return [spec]
     return [format_spec(name, params | {knob: value}) for value in values]
 
@@ -264,7 +266,9 @@ def _sweep(spec: str, knob: str | None, values: Iterable[Any]) -> list[str]:
 def _family(spec: str, traits: Any) -> Family:
     from .cli.wording import family
 
-    return "control" if parse_spec(spec)[0] in CONTROLS else cast(Family, family(traits))
+    links = split_chain(spec)
+    control = len(links) == 1 and parse_spec(links[0])[0] in CONTROLS
+    return "control" if control else cast(Family, family(traits))
 
 
 def with_defense(suite: FrozenSuite, spec: str) -> FrozenSuite:

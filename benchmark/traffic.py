@@ -3,6 +3,7 @@
 Sums, histograms and a sample, on the device: nothing grows with the budget.
 """
 
+import hashlib
 import math
 from typing import Any, NamedTuple
 
@@ -20,8 +21,15 @@ KEPT = 256
 """The last queried images that are kept for measuring their distance from the data."""
 SAMPLED = 128
 """At most so many queries, and at least half as many, are kept with their answers."""
-ACCOUNT = "customer"
-"""The account that the attack asks under, a name like any other; honest users come under none, as newcomers."""
+
+
+def account_name(run_id: str, who: str) -> str:
+    """The name that a customer goes by in one run: sixteen hexadecimal digits, the same when the run is continued.
+
+    It does not tell who it is: a defense that knew the attack's could spare everybody else. Honest users come under
+    none, as newcomers.
+    """
+    return hashlib.sha256(f"{run_id} {who}".encode()).hexdigest()[:16]
 
 
 class Sample(NamedTuple):
@@ -36,10 +44,16 @@ class Sample(NamedTuple):
 
 
 class Traffic:
-    """Answers the attack's queries through a deployment and keeps statistics of them."""
+    """Answers the attack's queries through a deployment and keeps statistics of them.
 
-    def __init__(self, deployment: Deployment) -> None:
+    Args:
+        deployment: target and defense as attackers and users meet them.
+        account: the name that the attack asks under.
+    """
+
+    def __init__(self, deployment: Deployment, account: str) -> None:
         self.deployment = deployment
+        self.account = account
         target = deployment.target
         device = target.mean.device
         self.asked = 0
@@ -57,7 +71,7 @@ class Traffic:
 
     def answer(self, images: Tensor) -> Tensor:
         """Released probabilities (N, K) for the attack."""
-        clean, released = self.deployment.answer(images, ACCOUNT)
+        clean, released = self.deployment.answer(images, self.account)
         self._note(self.deployment.verdict())
         self._keep(images, clean, released)
         self.asked += len(images)
@@ -130,7 +144,7 @@ class Traffic:
 
     def state_dict(self) -> dict[str, Any]:
         """All statistics."""
-        return snapshot(self, skip=("deployment",))
+        return snapshot(self, skip=("deployment", "account"))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""

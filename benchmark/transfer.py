@@ -61,7 +61,8 @@ def ascend(
     x = start
     for _ in range(steps):
         x = x.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels, reduction="sum"), x)
+        logits = model(x.clone())  # which a model may work on in place: center and start stay as they are
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), x)
         x = x.detach() + size * gradient.sign()
         x = torch.minimum(torch.maximum(x, center - epsilon), center + epsilon).clamp(0, 1)
     return x.detach()

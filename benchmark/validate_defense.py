@@ -3,24 +3,29 @@
 It checks what `Traits` declares and what `Defense` promises, on made-up answers of 2 to 1000 classes and on
 small random images. A defense that keeps more than it declares (the top class although it declares
 ``argmax_preserving=False``, say) is not faulted; one that declares more than it keeps is. Answers of a
-stochastic defense are compared by their means over repeats, with a margin of six standard errors. What
+stochastic defense are compared by their means over repeats, with a margin of six standard errors, and
+where a state forbids repeats, by how far they are from the target's on average. What
 cannot be seen from outside within a few thousand queries is not found: a defense that changes its ways after
 a million, say.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..defenses.base import Defense, DefenseContext, ReleaseCheck, Traits, load_defense
+from ..defenses.base import DefenseContext, Traits, load_defense
+from ..defenses.deployment import Deployment
 from ..errors import BadParameter, UsageError
+from ..targets.target import Target
 from ..targets.training import Recipe
 from .checks import IMAGE_SHAPE, Broken, Check, attempt, in_words, stored, tiny_images, tiny_network
-from .traffic import ACCOUNT
+from .reliability import beyond_chance
+from .traffic import account_name
 
 CLASSES = (10, 2, 43, 100, 1000)
 """Numbers of classes K to try; the first that the defense accepts is used where one is enough."""
@@ -33,6 +38,8 @@ _REPEATS = 32
 """Answers of a stochastic defense that are averaged."""
 _TOLERANCE = 1e-6
 """How far apart answers may be that should be equal: batches of other sizes round differently."""
+_CUSTOMER, _OTHER = (account_name("contract suite", who) for who in ("customer", "another"))
+"""The accounts that ask; a name tells a defense nothing."""
 
 
 Questions = tuple[Tensor, Tensor]
@@ -52,9 +59,9 @@ class Subject:
         """What it declares."""
         return load_defense(self.spec).traits
 
-    def fresh(self, num_classes: int | None = None) -> Defense:
-        """A new instance, prepared with the same seed each time."""
-        return _prepared(self.spec, num_classes or self.classes[0])
+    def fresh(self, num_classes: int | None = None) -> Deployment:
+        """A new instance in front of the target, prepared with the same seed each time."""
+        return _deployed(self.spec, num_classes or self.classes[0])
 
     def questions(self, count: int, *, seed: int = 0) -> Questions:
         """Generic answers about random images."""
@@ -92,7 +99,7 @@ def _prepares(spec: str, accepted: list[int]) -> str:
     declined = {}
     for num_classes in CLASSES:
         try:
-            _prepared(spec, num_classes)
+            _deployed(spec, num_classes)
             accepted.append(num_classes)
         except BadParameter as error:
             declined[num_classes] = str(error)
@@ -102,8 +109,9 @@ def _prepares(spec: str, accepted: list[int]) -> str:
     return skipped
 
 
-def _prepared(spec: str, num_classes: int) -> Defense:
-    defense = load_defense(spec)
+def _deployed(spec: str, num_classes: int) -> Deployment:
+    defense, target = load_defense(spec), _target(num_classes)
+    own = copy.deepcopy(target)
     defense.prepare(
         DefenseContext(
             num_classes=num_classes,
@@ -111,54 +119,53 @@ def _prepared(spec: str, num_classes: int) -> Defense:
             device=torch.device("cpu"),
             seed=0,
             new_surrogate=lambda seed: tiny_network(seed, num_classes),
-            target=lambda: _target(num_classes),
+            target=lambda: own,
             data=lambda: tiny_images(2, num_classes),
             auxiliary=lambda _: tiny_images(3, num_classes),
             recipe=_RECIPE,
         )
     )
-    return defense
+    return Deployment(target, defense, own)
 
 
 @cache
-def _target(num_classes: int) -> nn.Module:
-    return tiny_network(1, num_classes).eval().requires_grad_(False)
+def _target(num_classes: int) -> Target:
+    network = tiny_network(1, num_classes)
+    target = Target(network, mean=(0.0,), std=(1.0,), num_classes=num_classes, image_shape=IMAGE_SHAPE)
+    return target.eval().requires_grad_(False)
 
 
 # --------------------------------------------------------------------------------------- asking and comparing
 
 
 @torch.no_grad()
-def _ask(defense: Defense, probs: Tensor, images: Tensor, account: str | None = ACCOUNT) -> Tensor:
+def _ask(instance: Deployment, probs: Tensor, images: Tensor, account: str | None = _CUSTOMER) -> Tensor:
     """The checked answer (N, K) to the target's, or, where the defense serves another network, to that one's."""
-    target = _target(probs.shape[1])
-    network = defense.deploy(target)
-    served = probs if network is target else network(images.clone()).float().softmax(dim=1)
-    return _release(defense, served, images, account)
+    if instance.network is not instance.target:
+        probs = instance.network(images.clone()).float().softmax(dim=1)
+    return _release(instance, probs, images, account)
 
 
 @torch.no_grad()
-def _release(defense: Defense, probs: Tensor, images: Tensor, account: str | None = ACCOUNT) -> Tensor:
+def _release(instance: Deployment, probs: Tensor, images: Tensor, account: str | None = _CUSTOMER) -> Tensor:
     """The checked answer (N, K); the defense gets copies, so that it cannot alter the questions."""
-    check = ReleaseCheck(str(defense))
-    defense.attend(account)
-    released = check(defense.release(probs.clone(), images.clone()), probs.shape)
-    check.settle()
+    released = instance.release(probs.clone(), images.clone(), account)
+    instance.settle()
     return released
 
 
 def _ask_often(
-    subject: Subject, defense: Defense, probs: Tensor, images: Tensor, account: str | None = ACCOUNT
+    subject: Subject, instance: Deployment, probs: Tensor, images: Tensor, account: str | None = _CUSTOMER
 ) -> Tensor:
-    """Answers (R, N, K) to the same questions, R being 1 unless the defense is stochastic."""
-    repeats = _REPEATS if subject.traits.stochastic else 1
-    return torch.stack([_ask(defense, probs, images, account) for _ in range(repeats)])
+    """Answers (R, N, K) to the same questions, R being 1 unless the defense is stochastic and keeps no state."""
+    repeats = _REPEATS if subject.traits.stochastic and not subject.traits.stateful else 1
+    return torch.stack([_ask(instance, probs, images, account) for _ in range(repeats)])
 
 
 def _ask_in_turn(subject: Subject, questions: Sequence[Questions]) -> list[Tensor]:
     """The answers of one fresh instance to several batches, in that order."""
-    defense = subject.fresh()
-    return [_ask_often(subject, defense, *each) for each in questions]
+    instance = subject.fresh()
+    return [_ask_often(subject, instance, *each) for each in questions]
 
 
 def _singly(questions: Questions) -> list[Questions]:
@@ -174,6 +181,15 @@ def _expect_equal(first: Tensor, second: Tensor, complaint: str) -> None:
     apart = (first.mean(dim=0) - second.mean(dim=0)).abs()
     if bool((apart > chance + _TOLERANCE).any()):
         raise Broken(f"{complaint} (probabilities differ by up to {apart.max():.3g})")
+
+
+def _expect_as_far(probs: Tensor, first: Tensor, second: Tensor, complaint: str) -> None:
+    """Compare how far answers (R, N, K) are from the target's (N, K) on average, up to chance."""
+    costs = [(answers - probs).abs().sum(dim=-1).mean(dim=0) for answers in (first, second)]
+    gap = costs[0] - costs[1]
+    if beyond_chance(gap) or beyond_chance(-gap):
+        means = " and ".join(f"{cost.mean():.3g}" for cost in costs)
+        raise Broken(f"{complaint} (mean L1 distances from the target's answers are {means})")
 
 
 def _generic(count: int, num_classes: int, generator: torch.Generator) -> Tensor:
@@ -198,12 +214,12 @@ def _kinds(num_classes: int) -> dict[str, Tensor]:
 def _every_answer(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What was asked in words, the target's answers (N, K), and what a fresh instance makes of them."""
     for num_classes in subject.classes:
-        defense = subject.fresh(num_classes)
+        instance = subject.fresh(num_classes)
         for kind, probs in _kinds(num_classes).items():
             images = torch.rand(len(probs), *IMAGE_SHAPE, generator=torch.Generator().manual_seed(1))
             asked = f"{kind} answers of {num_classes} classes"
             try:
-                released = _release(defense, probs, images)
+                released = _release(instance, probs, images)
             except Exception as error:  # say what was asked, whatever went wrong
                 raise Broken(f"{in_words(error)} (given {asked})") from error
             yield asked, probs, released
@@ -224,10 +240,10 @@ def _batch_sizes(subject: Subject) -> str:
 
 
 def _inputs(subject: Subject) -> str:
-    probs, images = subject.questions(8)
+    probs, images = subject.questions(64)
     given = probs.clone(), images.clone()
     with torch.no_grad():
-        released = subject.fresh().release(*given)
+        released = subject.fresh().defense.release(*given)
     if not released.is_floating_point():
         raise Broken(f"released {released.dtype} where floating point is due")
     if not (torch.equal(given[0], probs) and torch.equal(given[1], images)):
@@ -262,8 +278,8 @@ def _determinism(subject: Subject) -> str:
     traits = subject.traits
     if traits.stateful:
         return "declared stateful: asking twice may give two answers"
-    defense, questions = subject.fresh(), subject.questions(256)
-    equal = torch.equal(_ask(defense, *questions), _ask(defense, *questions))
+    instance, questions = subject.fresh(), subject.questions(256)
+    equal = torch.equal(_ask(instance, *questions), _ask(instance, *questions))
     if traits.stochastic and equal:
         raise Broken("asked twice, it answered 256 images alike: declare stochastic=False")
     if not traits.stochastic and not equal:
@@ -301,23 +317,21 @@ def _history(subject: Subject) -> str:
 
 def _accounts(subject: Subject) -> str:
     traits, questions = subject.traits, subject.questions(64)
-    if traits.stateful and traits.stochastic:
-        return "declared stateful and stochastic: what others asked cannot be told from chance"
+    by_chance = traits.stateful and traits.stochastic
+    expect = partial(_expect_as_far, questions[0]) if by_chance else _expect_equal
     newcomer = _ask_often(subject, subject.fresh(), *questions, account=None)
     named = _ask_often(subject, subject.fresh(), *questions)
-    _expect_equal(
-        newcomer, named, "it tells users by name: one without an account is answered otherwise than one who begins"
-    )
+    expect(newcomer, named, "it tells users by name: one without an account is answered otherwise than one who begins")
     if not traits.stateful:
         return ""
-    if "account" not in traits.needs:
-        return "declared to keep one state for all accounts"
     shared = subject.fresh()
+    if shared.defense.shares_state():
+        return "declared to keep one state for all accounts"
     for seed in range(1, 5):
-        _ask(shared, *subject.questions(256, seed=seed), account="another")
+        _ask(shared, *subject.questions(256, seed=seed), account=_OTHER)
         _ask(shared, *subject.questions(256, seed=seed + 4), account=None)
     after_others = _ask_often(subject, shared, *questions)
-    _expect_equal(
+    expect(
         named,
         after_others,
         "an account is answered otherwise after what others asked: do not declare that it needs account",
@@ -326,9 +340,9 @@ def _accounts(subject: Subject) -> str:
 
 
 def _verdict(subject: Subject) -> str:
-    defense, questions = subject.fresh(), subject.questions(64)
-    released = _ask(defense, *questions)
-    verdict = defense.verdict()
+    instance, questions = subject.fresh(), subject.questions(64)
+    released = _ask(instance, *questions)
+    verdict = instance.verdict()
     if verdict is None:
         return "it detects nothing"
     for rows in (verdict.flagged, verdict.refused):
@@ -343,7 +357,7 @@ def _verdict(subject: Subject) -> str:
 def _state(subject: Subject) -> str:
     first, second = subject.fresh(), subject.fresh()
     _ask(first, *subject.questions(64))
-    second.load_state_dict(stored(first.state_dict()))
+    second.defense.load_state_dict(stored(first.defense.state_dict()))
     for seed in (1, 2):
         questions = subject.questions(64, seed=seed)
         if not torch.equal(_ask(first, *questions), _ask(second, *questions)):

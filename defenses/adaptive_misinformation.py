@@ -48,13 +48,22 @@ class AdaptiveMisinformation(Defense):
     )
     traits: ClassVar[Traits] = Traits(
         argmax_preserving=False,
-        needs=("data", "auxiliary"),
+        needs=("data", "auxiliary", "queries"),
+        stage="training",
         knob="tau",
         sweep=(0.3, 0.5, 0.7, 0.9, 0.99, 0.999),
         preserves="Confident answers, as they are; the others are wrong on purpose.",
         weakness="Images like the target's own are answered truthfully, and changes of the answer between an image "
-        "and its neighbors tell the others.",
+        "and its neighbors tell the others. By default it is trained for the pool that knockoff queries with, and "
+        "only other queries tell what it is worth.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unrelated != "pool":
+            self.declare(needs=("data", "auxiliary"))
+        if self.served == "target":
+            self.declare(stage="output")
 
     def prepare(self, context: DefenseContext) -> None:
         """Train the misleading network and, with it, the one that is served."""

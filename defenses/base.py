@@ -24,6 +24,9 @@ from ..targets.training import DEFAULT_RECIPE, Recipe
 
 Need = Literal["logits", "features", "surrogate", "data", "auxiliary", "queries", "account"]
 Stage = Literal["output", "training", "detection", "deterrent"]
+PRECEDENCE: tuple[Stage, ...] = ("training", "detection", "deterrent", "output")
+"""Which stage a chain is ranked by: the more answers a stage has a hand in, the earlier. Another network gives all of
+them, a detector withholds those that it flags, a deterrent marks a chosen few. What is left is of outputs alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,8 @@ class Traits:
     """What a defense declares about itself; ``msbench validate defense`` checks the checkable ones."""
 
     argmax_preserving: bool
-    """The released top class is the target's, for every input."""
+    """The target's top class is the released one, for every input; where its lead is below about 1e-6, rounding to
+    float32 may leave a tie with another."""
     stochastic: bool = False
     """Asked twice, the same image may be answered differently."""
     stateful: bool = False
@@ -42,7 +46,7 @@ class Traits:
     """What it uses beyond the probabilities and the images: the target's logits or features, a surrogate, the data
     that the target was trained on, auxiliary data, the attacker's kind of queries, who asks."""
     stage: Stage = "output"
-    """Where it acts; each stage has its own table."""
+    """Where it acts; each stage has its own table. A chain has the first of its links' stages in `PRECEDENCE`."""
     knob: str | None = None
     """The hyperparameter that sets its strength."""
     sweep: tuple[Any, ...] = ()
@@ -65,7 +69,8 @@ class DefenseContext:
     new_surrogate: Callable[[int], nn.Module]
     """An untrained network of the target's architecture (pixels in [0, 1] in, logits out), from a seed."""
     target: Callable[[], nn.Module]
-    """The trained target, frozen: images (N, C, H, W) in [0, 1] in, logits (N, K) out."""
+    """The trained target, frozen: images (N, C, H, W) in [0, 1] in, logits (N, K) out. A copy of the defense's own:
+    changed in place, it is served only where `Defense.deploy` returns it."""
     data: Callable[[], Images]
     """The images that the target was trained on, with their labels."""
     auxiliary: Callable[[str], Images]
@@ -110,7 +115,8 @@ class Defense(Component, ABC):
     def deploy(self, target: nn.Module) -> nn.Module:
         """The network that is served, after `prepare`: the target itself, unless a defense trained another one.
 
-        Both map images (N, C, H, W) in [0, 1] to logits (N, K).
+        Both map images (N, C, H, W) in [0, 1] to logits (N, K). What is handed in stands for the target: return it as
+        it is, or return something else.
         """
         return target
 
@@ -119,6 +125,10 @@ class Defense(Component, ABC):
 
         A defense that keeps a state for each account overrides this, and declares that it needs ``account``.
         """
+
+    def shares_state(self) -> bool:
+        """Whether what one account asks may change what others are answered."""
+        return self.traits.stateful and "account" not in self.traits.needs
 
     def verdict(self) -> Verdict | None:
         """What it made of the batch that it released last; None for a defense that detects nothing."""
@@ -163,6 +173,7 @@ class Chain(Defense):
             stateful=any(t.stateful for t in each),
             labels_only=each[-1].labels_only,
             needs=tuple(sorted({need for t in each for need in t.needs})),
+            stage=min((t.stage for t in each), key=PRECEDENCE.index),
         )
 
     def prepare(self, context: DefenseContext) -> None:
@@ -180,6 +191,10 @@ class Chain(Defense):
         """Tell every link who asks."""
         for link in self.links:
             link.attend(account)
+
+    def shares_state(self) -> bool:
+        """Whether any link does: another that keeps its own state for each account does not undo it."""
+        return any(link.shares_state() for link in self.links)
 
     def verdict(self) -> Verdict | None:
         """A query is flagged, or refused, that any link flags or refuses."""

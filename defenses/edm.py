@@ -55,13 +55,20 @@ class EDM(Defense):
     )
     traits: ClassVar[Traits] = Traits(
         argmax_preserving=False,
-        needs=("data", "auxiliary"),
+        needs=("data", "auxiliary", "queries"),
+        stage="training",
         knob="diversity",
         sweep=(0.1, 0.3, 1.0, 3.0, 10.0),
         preserves="Answers to images like the target's own, where all members are trained to agree with the labels.",
         weakness="Averaging over slightly changed images meets several members, and images like the target's own "
-        "are answered alike by all.",
+        "are answered alike by all. By default it is trained for the pool that knockoff queries with, and only other "
+        "queries tell what it is worth.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unrelated != "pool":
+            self.declare(needs=("data", "auxiliary"))
 
     def prepare(self, context: DefenseContext) -> None:
         """Train the members, and the hash that chooses among them."""

@@ -54,13 +54,19 @@ class InI(Defense):
     )
     traits: ClassVar[Traits] = Traits(
         argmax_preserving=False,
-        needs=("surrogate", "data", "auxiliary"),
+        needs=("surrogate", "data", "auxiliary", "queries"),
         stage="training",
         knob="epsilon",
         sweep=(0.0, 10.0, 100.0, 1000.0),
         preserves="Accuracy, nearly: a deterministic network of the same size answers, at the same cost.",
-        weakness="It is trained against a student that never learns, on unrelated images of one kind.",
+        weakness="It is trained against a student that never learns, on unrelated images of one kind. By default these "
+        "are the pool that knockoff queries with, and only other queries tell what it is worth.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unrelated != "pool":
+            self.declare(needs=("surrogate", "data", "auxiliary"))
 
     def prepare(self, context: DefenseContext) -> None:
         """Train the network that is served."""

@@ -40,6 +40,7 @@ class MAD(Defense):
     epsilon: float = param(0.9, "the largest L1 distance between released and clean answers", ge=0, le=2)
     objective: Literal["unit", "raw"] = param("unit", "distance between unit gradients, or between raw ones")
 
+    version: ClassVar[str] = "2"
     paper: ClassVar[Paper | None] = Paper(
         key="orekondy2020prediction",
         title="Prediction Poisoning: Towards Defenses Against DNN Model Stealing Attacks",
@@ -58,8 +59,8 @@ class MAD(Defense):
     )
 
     def prepare(self, context: DefenseContext) -> None:
-        """Build the surrogate from the defense's seed."""
-        surrogate = context.new_surrogate(context.seed).to(context.device)
+        """Build the surrogate; at no seed is it what the target was before training."""
+        surrogate = context.new_surrogate(context.stream("surrogate")).to(context.device)
         self.surrogate = surrogate.float().eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -34,9 +34,9 @@ class Rebuilt:
 
     @torch.no_grad()
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
-        """What it releases (N, K), float32, for probabilities (N, K), which stay as they are, and their images."""
+        """What it releases (N, K), float32, for probabilities (N, K) and images, which both stay as they are."""
         with torch.autocast(images.device.type, enabled=False):
-            return self.defense.release(probs.float().clone(), images.float()).float()
+            return self.defense.release(probs.float().clone(), images.float().clone()).float().clone()
 
     def state_dict(self) -> dict[str, Any]:
         """The defense's state."""

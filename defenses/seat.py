@@ -32,10 +32,13 @@ class SEAT(Detector):
     Zhang, Chen and Wagner (AISec 2021). Loss, margin (the root of 10), single nearest neighbor, number of pairs,
     ten epochs, and the quantile to which the limit is fitted are read from their released code, in part experimental,
     not from the paper. Deviations: four fifths of the defender's images train the encoder, and the limit is fitted on
-    the fifth that it has not seen, so that one image in a thousand has a nearer neighbor there; theirs is fitted on
-    the training images. Radius and steps of the adversarial copies, and shifts as the only harmless change, are ours.
-    The newest ``memory`` queries of an account are kept, as embeddings; the longer the memory, the likelier a
-    benign query has a near neighbor in it.
+    the fifth that it has not seen, each image compared with the others; theirs is fitted on the training images. Radius
+    and steps of the adversarial copies, and shifts as the only harmless change, are ours.
+
+    With N images held out, rates below 3 / (N + 1) cannot be told apart: the limit is then the smallest distance, which
+    the two nearest have in common. On digits, where N is 269, so it is for the three finest rates of the sweep. The
+    newest ``memory`` queries of an account are kept, as embeddings; the rate is that of a memory of about N queries,
+    and the longer the memory, the likelier a benign query has a near neighbor in it.
     """
 
     pairs: int = param(50, "similar queries at which an account is cancelled", ge=1)
@@ -61,7 +64,9 @@ class SEAT(Detector):
         knob="false_positives",
         sweep=(0.001, 0.003, 0.01, 0.03, 0.1),
         preserves="Answers to accounts whose queries differ from each other.",
-        weakness="Queries that are never repeated nor perturbed, such as a pool's, pass; so do many accounts.",
+        weakness="Queries that are never repeated nor perturbed, such as a pool's, pass; so do many accounts. With N "
+        "images held out to fit the limit, all rates below 3 / (N + 1) are one (0.011 on digits), and honest accounts "
+        "that ask more than N times can have more pairs than the rate says.",
     )
 
     def prepare(self, context: DefenseContext) -> None:

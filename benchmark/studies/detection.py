@@ -10,6 +10,7 @@ exceeds, which is a property of the measurement. With fewer than 999 of them tha
 suspicion. Honest accounts share the images of one test set, so that they are less different than a thousand users are.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -222,6 +223,7 @@ def _detector(spec: str) -> Detector:
 def _context(target: str, loaded: Loaded, seed: int, data_dir: Path) -> DefenseContext:
     shape, num_classes = loaded.target.image_shape, loaded.target.num_classes
     architecture = parse_target(target).architecture
+    handed = copy.deepcopy(loaded.target)
 
     def training_images(name: str | None = None) -> Images:
         dataset = load_dataset(name) if name else loaded.dataset
@@ -235,7 +237,7 @@ def _context(target: str, loaded: Loaded, seed: int, data_dir: Path) -> DefenseC
         new_surrogate=lambda own: build_clone(
             architecture, num_classes=num_classes, image_shape=shape, seed=own
         ).eval(),
-        target=lambda: loaded.target,
+        target=lambda: handed,
         data=training_images,
         auxiliary=training_images,
         recipe=recipe_for(loaded.dataset.label()),

@@ -46,7 +46,7 @@ GROWING = ["dualstudent:classes=discovered", "disguide:classes=discovered,optimi
 def test_an_iteration_waits_for_nothing(monkeypatch: pytest.MonkeyPatch, attack: str, defense: str) -> None:
     monkeypatch.setattr(Bounds, "note", note_as_on_an_accelerator)
     target = Target(tiny_network(0, 10), mean=(0.5,), std=(0.5,), num_classes=10, image_shape=IMAGE_SHAPE).eval()
-    answer = Traffic(Deployment(target, load_defense(defense))).answer
+    answer = Traffic(Deployment(target, load_defense(defense)), "anybody").answer
     built: Any = load("attack", f"{attack}{',' if ':' in attack else ':'}batch=8,schedule=constant")
     context = AttackContext(
         device=torch.device("cpu"),

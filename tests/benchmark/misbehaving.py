@@ -122,6 +122,27 @@ class Faulty(Defense):
 
 
 @dataclass(kw_only=True)
+class Patient(Defense):
+    """Turns answers around for an account that has asked about a hundred images, and says that it keeps count."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True, needs=("account",))
+
+    def prepare(self, context: DefenseContext) -> None:
+        self.asked: dict[str, int] = {}
+        self.account: str | None = None
+
+    def attend(self, account: str | None) -> None:
+        self.account = account
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        if self.account is None:
+            return probs
+        before = self.asked.get(self.account, 0)
+        self.asked[self.account] = before + len(images)
+        return probs if before < 100 else probs.flip(1)
+
+
+@dataclass(kw_only=True)
 class Liar(Defense):
     """Declares to preserve the top class, and releases another."""
 

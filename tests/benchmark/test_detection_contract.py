@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msbench.benchmark.evaluation import Evaluator
 from msbench.benchmark.spec import RunSpec
-from msbench.benchmark.traffic import ACCOUNT, Traffic
+from msbench.benchmark.traffic import Traffic
 from msbench.defenses.base import Chain, Defense, Traits, Verdict, load_defense
 from msbench.defenses.deployment import Deployment
 from msbench.leaderboard.record import Detection, Record
@@ -86,7 +86,7 @@ def test_a_refused_query_counts_as_wrong_even_where_a_tie_would_be_right() -> No
     measured = evaluator(Bouncer(), images((0, 0), (1, 0), (1, 1), (1, 1)))
     assert measured.accuracy == 1.0
     assert measured.defended_accuracy() == 0.5
-    paid = measured.paid(Traffic(measured.deployment), before=1.0)
+    paid = measured.paid(Traffic(measured.deployment, "attacker"), before=1.0)
     assert (paid.defended_accuracy, paid.argmax_changed) == (0.5, 0.5)
     assert (paid.flagged, paid.refused) == (0.75, 0.5)
     assert measured.milestone(target(), 10).defended_accuracy == 0.5
@@ -94,7 +94,7 @@ def test_a_refused_query_counts_as_wrong_even_where_a_tie_would_be_right() -> No
 
 def test_what_detects_nothing_has_no_detection() -> None:
     measured = evaluator(load_defense("none"), images((0, 0), (1, 1)))
-    traffic = Traffic(measured.deployment)
+    traffic = Traffic(measured.deployment, "attacker")
     traffic.answer(images((1, 1)))
     paid = measured.paid(traffic, before=1.0)
     assert (paid.defended_accuracy, paid.flagged, paid.refused) == (1.0, None, None)
@@ -108,14 +108,14 @@ def test_honest_users_are_newcomers_and_the_attack_is_one_account() -> None:
     measured.latency_ratio()
     assert set(defense.heard) == {None}
     defense.heard.clear()
-    Traffic(measured.deployment).answer(images((0, 0)))
-    assert defense.heard == [ACCOUNT]
+    Traffic(measured.deployment, "attacker").answer(images((0, 0)))
+    assert defense.heard == ["attacker"]
 
 
 @given(st.lists(st.lists(st.sampled_from([(0, 0), (1, 0), (1, 1)]), min_size=1, max_size=5), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=50)
 def test_the_attacks_flags_are_counted_whatever_the_batches(batches: list[list[tuple[int, int]]]) -> None:
-    traffic = Traffic(Deployment(target(), Bouncer()))
+    traffic = Traffic(Deployment(target(), Bouncer()), "attacker")
     for batch in batches:
         traffic.answer(images(*batch))
     asked = [query for batch in batches for query in batch]
@@ -126,7 +126,7 @@ def test_the_attacks_flags_are_counted_whatever_the_batches(batches: list[list[t
 
 
 def test_counts_survive_a_restart() -> None:
-    traffic, second = (Traffic(Deployment(target(), Bouncer())) for _ in range(2))
+    traffic, second = (Traffic(Deployment(target(), Bouncer()), "attacker") for _ in range(2))
     traffic.answer(images((0, 0), (1, 0)))
     second.load_state_dict(traffic.state_dict())
     second.answer(images((1, 1)))

@@ -9,7 +9,7 @@ import torch
 from msbench.benchmark.reliability import Reliability, changed, shifted, without_trace
 from msbench.benchmark.spec import RunSpec
 from msbench.benchmark.traffic import Traffic
-from msbench.defenses.base import Defense, Traits
+from msbench.defenses.base import Chain, Defense, Traits
 from msbench.defenses.deployment import Deployment
 from msbench.leaderboard.record import Record
 from msbench.targets.datasets.base import TensorImages
@@ -43,11 +43,46 @@ class Counting(Defense):
         return probs if self.batches <= 1 else probs.flip(1)
 
 
+@dataclass(kw_only=True)
+class CountingHonestly(Counting):
+    """Says that it keeps one state for all customers."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True)
+
+
+@dataclass(kw_only=True)
+class OneStateEach(Defense):
+    """Keeps a state for each account, it says."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=True, stateful=True, needs=("account",))
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs
+
+
 def deployment(defense: Defense) -> Deployment:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
     with torch.no_grad():
         network[1].weight.copy_(torch.randn(5, 64, generator=torch.Generator().manual_seed(0)))
     return Deployment(Target(network, mean=(0.5,), std=(0.25,), num_classes=5, image_shape=SHAPE).eval(), defense)
+
+
+@dataclass(kw_only=True)
+class Disliking(Defense):
+    """Turns answers around for one customer; declares all that could explain it."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True, stochastic=True, needs=("account",))
+    name: str
+
+    def attend(self, account: str | None) -> None:
+        self.disliked = account == self.name
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs.flip(1) if self.disliked else probs
+
+
+def questions(service: Deployment) -> Reliability:
+    return Reliability(service, images(), attacker="attacker", visitor="visitor")
 
 
 def test_copies_differ_by_one_gray_level_in_every_pixel() -> None:
@@ -79,19 +114,38 @@ def test_asking_leaves_no_trace() -> None:
 
 
 def test_what_was_answered_before_the_attack_outlives_an_interruption() -> None:
-    first = Reliability(deployment(Counting()), images())
+    first = questions(deployment(Counting()))
     first.look()
     first.look()
     assert not first.drifted  # nobody else has asked yet
     service = deployment(Counting())
-    second = Reliability(service, images())
+    second = questions(service)
     second.load_state_dict(first.state_dict())
-    Traffic(service).answer(images().take(torch.arange(80))[0])
+    Traffic(service, "attacker").answer(images().take(torch.arange(80))[0])
     second.look()
     assert second.drifted
-    third = Reliability(deployment(Counting()), images())
+    third = questions(deployment(Counting()))
     third.load_state_dict(second.state_dict())
     assert third.drifted  # for good, whatever is answered from now on
+
+
+@pytest.mark.parametrize(("name", "personal"), [("attacker", True), ("visitor", True), ("somebody else", False)])
+def test_the_attacks_account_is_compared_with_a_newcomer_before_it_has_a_history(name: str, personal: bool) -> None:
+    asked, continued = (questions(deployment(Disliking(name=name))) for _ in range(2))
+    asked.begin()
+    assert asked.personal == personal
+    continued.load_state_dict(asked.state_dict())
+    assert continued.personal == personal
+
+
+@pytest.mark.parametrize("counting", [Counting(), CountingHonestly()])
+def test_a_chain_drifts_unless_a_link_says_that_it_keeps_one_state_for_all(counting: Counting) -> None:
+    service = deployment(Chain(links=[OneStateEach(), counting]))
+    asked = questions(service)
+    asked.look()
+    Traffic(service, "attacker").answer(images().take(torch.arange(80))[0])
+    asked.look()
+    assert asked.drifted == (type(counting) is Counting)
 
 
 @pytest.mark.usefixtures("brief")
@@ -101,6 +155,7 @@ def test_a_run_without_the_questions_has_the_same_numbers(
 ) -> None:
     spec = RunSpec(attack="random_noise:batch=40", defense=defense, budget=160)
     asked = steal(spec)
+    monkeypatch.setattr(Reliability, "begin", lambda _: None)
     monkeypatch.setattr(Reliability, "look", lambda _: None)
     monkeypatch.setattr(Reliability, "flags", lambda *_: [])
     unasked = steal(spec, force=True)

@@ -83,6 +83,7 @@ def test_every_attack_continues_as_if_nothing_had_happened(
     [
         {"attack": QUICK["dualstudent"], "recovery": "argmax"},
         {"attack": f"{MISBEHAVING}:GloballyRandom", "defense": "reverse_sigmoid+noise:distribution=laplace"},
+        {"defense": f"{MISBEHAVING}:Patient"},  # which knows the attack's account again
     ],
 )
 def test_stopping_after_every_single_step_changes_nothing(

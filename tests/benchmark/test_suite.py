@@ -134,6 +134,35 @@ def test_a_defense_enters_at_its_sweep_unless_it_sets_its_knob() -> None:
     assert defense_entry("hoda").family == "detection"
 
 
+@pytest.mark.parametrize(
+    ("chain", "family"),
+    [
+        ("nasty_teacher+rounding", "training"),
+        ("rounding+meco", "training"),
+        ("prada+nasty_teacher", "training"),
+        ("dawn+ini", "training"),
+        ("ood_gate+noise", "detection"),
+        ("prada+topk:k=3", "detection"),
+        ("prada:action=none+modelguard_s", "detection"),
+        ("dawn+hoda", "detection"),
+        ("dawn+topk:k=3", "deterrent"),
+        ("dawn+modelguard_s", "deterrent"),
+        ("modelguard_s+noise", "stateful"),
+        ("topk+noise", "randomized"),
+        ("topk+rounding", "deterministic"),
+        ("temperature:temperature=2+noise", "randomized"),  # what begins with a control is none
+        ("label_only+dawn", "deterrent"),
+    ],
+)
+def test_a_chain_enters_in_the_class_of_the_link_that_has_a_hand_in_most_answers(chain: str, family: str) -> None:
+    assert defense_entry(chain).family == family
+
+
+def test_a_chain_may_set_one_parameter_in_two_links() -> None:
+    spec = "noise:scale=0.1,per_input=true+noise:scale=0.2,per_input=true"
+    assert [setting.spec for setting in defense_entry(spec).settings] == [spec]
+
+
 def test_upper_bounds_are_references(written) -> None:
     columns = '[{ attack = "dfme", recoveries = ["none", "oracle_bayes"] }, { attack = "true_data" }]'
     suite = written(f'{HEAD}columns = {columns}\ndefenses = ["none"]\n')

@@ -113,6 +113,22 @@ def test_few_images_or_none(count: int) -> None:
         assert (found.fgsm, found.bim, found.pgd) == (0.0, 0.0, 0.0)
 
 
+def test_a_clone_that_works_in_place_moves_no_ball() -> None:
+    class InPlace(nn.Module):
+        """Blackens the images that it answers about."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = model(images)
+            images.data.zero_()
+            return logits
+
+    model, center = network(1), images(20)
+    labels = model(center).argmax(dim=1)
+    plain, other = (ascend(each, center, center, labels, 0.1, steps=3, size=0.1) for each in (model, InPlace()))
+    assert torch.equal(center, images(20))
+    assert torch.equal(plain, other)
+
+
 def test_models_and_global_randomness_are_left_alone() -> None:
     target, clone, center = network(0), network(1), images(50)
     labels = target(center).argmax(dim=1)

@@ -219,6 +219,27 @@ class PoisonsWhoHasAnAccount(Defense):
 
 
 @dataclass(kw_only=True)
+class PoisonsWhoHasAnAccountUnderNoise(PoisonsWhoHasAnAccount):
+    """The same behind all that could explain it."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True, stochastic=True, needs=("account",))
+
+
+@dataclass(kw_only=True)
+class SharesItsStateUnderNoise(SharesItsState):
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True, stochastic=True, needs=("account",))
+
+
+@dataclass(kw_only=True)
+class ChangesTheTargetInPlace(Identity):
+    """Trains the network that it was handed, and does not serve it."""
+
+    def prepare(self, context: DefenseContext) -> None:
+        for parameter in context.target().parameters():
+            parameter.data.mul_(0.5)
+
+
+@dataclass(kw_only=True)
 class RefusesInNameOnly(Identity):
     """Says that it refused what it answered."""
 

@@ -32,6 +32,8 @@ VARIANTS = [
     "rounding:decimals=0",
     "topk:k=5+rounding:decimals=2",
     "noise:scale=0.05+label_only",
+    "prada+modelguard_s",
+    "prada:action=poison+noise:scale=0.05",
 ]
 
 
@@ -69,6 +71,9 @@ def test_unusual_but_honest_defenses_pass(name: str) -> None:
         ("PoisonsLaterUnderNoise", {"history"}),
         ("SharesItsState", {"accounts"}),
         ("PoisonsWhoHasAnAccount", {"accounts"}),
+        ("PoisonsWhoHasAnAccountUnderNoise", {"accounts"}),
+        ("SharesItsStateUnderNoise", {"accounts"}),
+        ("ChangesTheTargetInPlace", {"prepares"}),
         ("RefusesInNameOnly", {"verdict"}),
         ("JudgesTheBatch", {"verdict"}),
         ("PoisonsLargeBatches", {"batch composition"}),

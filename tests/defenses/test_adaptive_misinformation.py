@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from msbench.benchmark.cli.wording import family
 from msbench.defenses.adaptive_misinformation import AdaptiveMisinformation, misleading_loss
 from msbench.defenses.base import DefenseContext
 from msbench.targets.datasets.base import TensorImages
@@ -88,10 +89,13 @@ def test_exposure_is_what_makes_the_target_uncertain(learned: DefenseContext) ->
 
 
 def test_the_target_can_be_served_as_it_is(learned: DefenseContext) -> None:
+    """And is an output defense then: by default another network is, which is ranked by its training."""
     defense = AdaptiveMisinformation(served="target")
     defense.prepare(learned)
     target = learned.target()
     assert defense.deploy(target) is target
+    assert family(defense.traits) == "deterministic"
+    assert family(AdaptiveMisinformation().traits) == family(AdaptiveMisinformation.traits) == "training"
     pixels, labels = stripes(True, seed=2).take(torch.arange(256))
     avoided = defense.networks["misleading"](pixels).softmax(dim=1).gather(1, labels[:, None])
     assert float(avoided.mean()) < 0.05

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from msbench.benchmark.cli.wording import family
 from msbench.defenses.base import DefenseContext
 from msbench.defenses.edm import EDM, Ensemble, coherence, turned
 from msbench.targets.datasets.base import TensorImages
@@ -86,6 +87,11 @@ def test_members_agree_on_the_data_and_on_nothing_else(learned: DefenseContext) 
         assert float((defense.deploy(learned.target())(pixels).argmax(dim=1) == labels).float().mean()) > 0.95
         unrelated.append(float(coherence(torch.stack([m(others).softmax(dim=1) for m in members])).mean()))
     assert unrelated[1] < unrelated[0] - 0.2
+
+
+def test_it_is_ranked_by_its_training_and_releases_what_it_is_given(answers: Draw, images: Draw) -> None:
+    assert family(EDM().traits) == "training"
+    assert EDM().release(answers(), images(50)).equal(answers())
 
 
 def test_the_hash_tells_unrelated_classes_and_turns_apart(learned: DefenseContext) -> None:

@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from msbench.defenses.base import DefenseContext
 from msbench.defenses.mad import MAD, most_deviating_class
+from msbench.defenses.mad_argmax import MADArgmax
+from msbench.targets.architectures import build_clone, build_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,3 +91,13 @@ def test_the_surrogate_depends_on_the_seed_and_stays_as_it_is(context: Make, ima
     assert not first.surrogate.training
     assert not any(parameter.requires_grad for parameter in first.surrogate.parameters())
     assert not torch.equal(first.surrogate(images(3)), second.surrogate(images(3)))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("defense", [MAD(), MADArgmax()])
+def test_at_equal_seeds_the_surrogate_is_not_the_target_before_training(defense: MAD, seed: int, context: Make) -> None:
+    size = {"num_classes": 10, "image_shape": (1, 8, 8)}
+    before = build_network("lenet5", seed=seed, **size)
+    defense.prepare(replace(context(seed=seed), new_surrogate=lambda own: build_clone("lenet5", seed=own, **size)))
+    for mine, its in zip(defense.surrogate.parameters(), before.parameters(), strict=True):
+        assert mine.shape == its.shape and not torch.equal(mine, its)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from msbench.benchmark.checks import stored
 from msbench.defenses.base import DefenseContext
-from msbench.defenses.meco import MeCo, perturbation, stein_direction
+from msbench.defenses.meco import MeCo, mean_contrast, perturbation, stein_direction
+from msbench.targets.datasets.base import TensorImages
 from msbench.targets.training import Recipe
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -97,15 +98,49 @@ def test_training_images_move_uphill_at_a_price(context: Make, images: Draw) -> 
 
 def test_the_loss_is_clean_plus_perturbed_plus_disagreement(context: Make, images: Draw) -> None:
     network, labels = context().target(), torch.arange(20) % 10
+    contrast = torch.tensor([[[0.25]]])
     clean = F.cross_entropy(network(images(20)), labels)
-    unperturbed = MeCo(scale=0, steps=0).loss(network, images(20), labels, rng())
+    unperturbed = MeCo(scale=0, steps=0).loss(network, images(20), labels, contrast, rng())
     torch.testing.assert_close(unperturbed, 2 * clean)
     generator = rng(3)
     amplitude = 0.4 * (0.5 + 0.5 * float(torch.rand((), generator=generator)))
-    perturbed = network(images(20) + amplitude / 2 * perturbation(images(20), generator))
+    perturbed = network(images(20) + amplitude / 4 * perturbation(4 * images(20), generator))
     expected = clean + F.cross_entropy(perturbed, labels) + 0.7 * (perturbed - network(images(20))).abs().mean()
-    loss = MeCo(scale=0.4, steps=0, agreement=0.7).loss(network, images(20), labels, rng(3))
+    loss = MeCo(scale=0.4, steps=0, agreement=0.7).loss(network, images(20), labels, contrast, rng(3))
     torch.testing.assert_close(loss, expected)
+
+
+def test_training_is_the_same_on_pixels_as_on_standardized_images(context: Make, images: Draw) -> None:
+    """As the official code trains: moves and their price are in the same units as the perturbation."""
+    asked, labels = images(20, (3, 6, 6)), torch.arange(20) % 10
+    inner = context(image_shape=(3, 6, 6)).target()
+    contrast, ones = torch.tensor([0.2023, 0.1994, 0.2010])[:, None, None], torch.ones(3, 1, 1)
+    outer = nn.Sequential(Divided(contrast), inner)
+    defense = MeCo(step_size=0.5, gamma=3.0, agreement=0.7)
+    loss = defense.loss(outer, asked, labels, contrast, rng(3))
+    expected = defense.loss(inner, asked / contrast, labels, ones, rng(3))
+    torch.testing.assert_close(loss, expected)
+    assert abs(float(loss - defense.loss(outer, asked, labels, ones, rng(3)))) > 1e-3
+
+
+class Divided(nn.Module):
+    """Images divided by a number for each channel."""
+
+    def __init__(self, by: Tensor) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images / self.by
+
+
+def test_contrast_is_the_mean_spread_within_an_image(images: Draw) -> None:
+    pixels = (255 * images(1100, (3, 4, 5)) * torch.rand(1100, 1, 1, 1, generator=rng())).byte()
+    each = torch.tensor([[float((channel / 255).std(correction=0)) for channel in image] for image in pixels])
+    found = mean_contrast(TensorImages(pixels, torch.zeros(1100)))
+    torch.testing.assert_close(found, each.mean(dim=0).view(3, 1, 1))
+    black = TensorImages(torch.zeros(4, 1, 6, 6).byte(), torch.zeros(4))
+    assert float(mean_contrast(black)) > 0  # it is divided by
 
 
 def prepared(context: DefenseContext) -> tuple[MeCo, nn.Module]:
@@ -117,9 +152,12 @@ def prepared(context: DefenseContext) -> tuple[MeCo, nn.Module]:
 @torch.no_grad()
 def test_queries_are_perturbed_by_the_scale_and_go_on_from_a_saved_state(context: Make, images: Draw) -> None:
     defense, network = prepared(context())
-    expected = network.network(images(9) + 0.135 * perturbation(images(9), rng()))  # type: ignore[operator]
-    assert torch.equal(network(images(9)), expected)
+    contrast = mean_contrast(context().data())
+    added = 0.27 * contrast * perturbation(images(9) / contrast, rng())
+    expected = network.network(images(9) + added)  # type: ignore[operator]
+    torch.testing.assert_close(network(images(9)), expected)
     state = stored(defense.state_dict())
+    assert torch.equal(defense.network.state_dict()["contrast"], contrast)
     following = network(images(9))
     assert not torch.allclose(following, expected)
     later, fresh = prepared(context())

@@ -50,3 +50,26 @@ def test_state_continues_the_draws(context: Make, answers: Draw, images: Draw) -
     after = first.release(probs, asked)
     assert not torch.equal(before, after)
     assert torch.equal(after, second.release(probs, asked))
+
+
+def test_repeated_answers_give_the_clean_one_away(context: Make, answers: Draw, images: Draw) -> None:
+    poison = RandomPoison()
+    poison.prepare(context())
+    clean, asked = answers(20), images(20)
+    smallest = torch.stack([poison.release(clean, asked) for _ in range(30)]).amin(dim=0)
+    torch.testing.assert_close(smallest / smallest.sum(dim=1, keepdim=True), clean)
+
+
+@pytest.mark.parametrize(("lead", "kept"), [(0.07, False), (0.11, True)])
+def test_the_mean_reverses_small_leads_until_the_poison_is_taken_out(lead: float, kept: bool, context: Make) -> None:
+    """The bound is 0.45 / 9 / 0.55 = 0.0909."""
+    poison = RandomPoison()
+    poison.prepare(context())
+    clean = torch.full((10,), 0.05)
+    clean[3] = 0.3 - lead / 2
+    clean[6] = 0.3 + lead / 2
+    mean = poison.release(clean.expand(20_000, -1), torch.zeros(20_000, 1, 6, 6)).mean(dim=0)
+    assert (int(mean.argmax()) == 6) is kept
+    share = torch.full((10,), 0.45 / 9)
+    share[6] = 0
+    torch.testing.assert_close((mean - share) / 0.55, clean, rtol=0, atol=0.01)

@@ -19,7 +19,7 @@ RECIPE = Recipe(epochs=1, batch=32, lr=0.003, weight_decay=0.0)
 @pytest.fixture
 def make_seat(context):
     def make(**params):
-        defense = SEAT(pairs=3, epochs=20, false_positives=0.1, **params)
+        defense = SEAT(**{"pairs": 3, "epochs": 20, "false_positives": 0.1} | params)
         defense.prepare(replace(context(num_classes=4), recipe=RECIPE))
         defense.attend("customer")
         return defense
@@ -144,3 +144,9 @@ def test_a_paired_query_is_not_kept_for_comparison(seat, answers, monkeypatch, s
         seat.release(answers(len(part), 4), part)
         counts += seat.scores.tolist()
     assert counts == [0, 1, 1]
+
+
+def test_rates_finer_than_the_images_held_out_give_one_limit(make_seat):
+    """Of 26 images the two nearest share their distance, so that rates differ from 3/27 on."""
+    limits = [make_seat(false_positives=rate).similar for rate in (0.001, 0.03, 0.1, 0.111, 0.112)]
+    assert limits[0] == limits[1] == limits[2] == limits[3] < limits[4]

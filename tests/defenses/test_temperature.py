@@ -48,6 +48,24 @@ def test_edges_stay_on_the_simplex(temperature: float) -> None:
     assert torch.equal(released[:2], probs[:2])
 
 
+@settings(deadline=None, max_examples=25)
+@given(seed=seeds, temperature=st.sampled_from([0.01, 0.5, 2.0, 8.0, 100.0]), num_classes=st.sampled_from([2, 10, 43]))
+def test_a_lead_becomes_a_tie_at_worst(
+    answers: Callable[..., Tensor], seed: int, temperature: float, num_classes: int
+) -> None:
+    probs = answers(500, num_classes, seed).double()
+    values, places = probs.topk(2, dim=1)
+    leads = torch.logspace(-9, -4, 500, dtype=torch.float64)[:, None] * torch.tensor([0.5, -0.5])
+    near = probs.scatter(1, places, values.mean(dim=1, keepdim=True) + leads).float()
+    lead = near.gather(1, places).diff(dim=1).neg().squeeze(1)
+    everything = release(temperature, near)
+    released = everything.gather(1, places)
+    assert torch.equal(released[:, 0], everything.amax(dim=1))
+    clear = lead > 2e-8 * max(temperature, 1)
+    assert clear.sum() > 100
+    assert (released[:, 0] > released[:, 1])[clear].all()
+
+
 @pytest.mark.parametrize("temperature", [0, -1, 1e-3, 1e3])
 def test_temperatures_that_no_float_survives_are_refused(temperature: float) -> None:
     with pytest.raises(BadParameter, match="out of range"):

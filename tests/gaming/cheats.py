@@ -8,7 +8,7 @@ import torch
 from msbench.components import param
 from msbench.defenses.base import Defense, DefenseContext, Traits
 from msbench.targets.datasets.loading import load_dataset
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(kw_only=True)
@@ -102,6 +102,52 @@ class Later(Cheat):
         self.asked += int(strange.sum())
         active = 1000 < self.asked <= self.until
         return torch.where((strange & active)[:, None], poison(probs), probs)
+
+
+@dataclass(kw_only=True)
+class Named(Cheat):
+    """Poisons whoever has an account, or a certain one, and declares all that could explain it."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True, stochastic=True, needs=("account",))
+    name: str = param("", "whom it poisons; everybody with an account if empty")
+    until: int = param(10**9, "is honest once so many queries were asked in all", ge=0)
+
+    def prepare(self, context: DefenseContext) -> None:
+        self.asked = 0
+        self.account: str | None = None
+
+    def attend(self, account: str | None) -> None:
+        self.account = account
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        self.asked += len(images)
+        meant = self.account == self.name if self.name else self.account is not None
+        return poison(probs) if meant and self.asked < self.until else probs
+
+
+@dataclass(kw_only=True)
+class Smears(Cheat):
+    """Releases the truth, and leaves other pixels with whoever asked."""
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        images.copy_(images.flip(0))
+        return probs
+
+
+@dataclass(kw_only=True)
+class Flattens(Cheat):
+    """Flattens the target that it was handed, so that clean answers are as flat as those released."""
+
+    served: bool = param(False, "whether it says that it serves another network")
+
+    def prepare(self, context: DefenseContext) -> None:
+        self.network = context.target()
+        *_, last = (module for module in self.network.modules() if isinstance(module, nn.Linear))
+        for parameter in last.parameters():
+            parameter.data.div_(100)
+
+    def deploy(self, target: nn.Module) -> nn.Module:
+        return self.network if self.served else target
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """Every known way to look better than one is, tried on the real harness: a flag, a cap or a recovery catches it."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from msbench.benchmark import reliability
@@ -82,6 +83,7 @@ def test_garbage_for_all_but_exact_data_is_paid_for_on_the_shifted_copy(steal: S
         ("Later:counts=strange", {reliability.DRIFTED, reliability.SINGLED_OUT}),
         ("Later:counts=account", {reliability.PERSONAL, reliability.SINGLED_OUT}),
         ("Later:counts=account,until=1100", {reliability.SINGLED_OUT}),  # honest again when the attack ends
+        ("Named:until=3000", {reliability.PERSONAL}),  # honest to all when the attack ends
         ("KnowsTheTest", {reliability.RECOGNIZED, reliability.FRAGILE}),
     ],
 )
@@ -91,12 +93,53 @@ def test_a_cheat_is_flagged(steal: Steal, cheat: str, flags: set[str]) -> None:
     assert flags <= set(record.flags)
 
 
-@pytest.mark.parametrize("defense", ["none", "noise:per_input=true", "noise:scale=0.5", "modelguard_s"])
+@pytest.mark.parametrize(
+    "defense", ["none", "noise:per_input=true", "noise:scale=0.5", "modelguard_s", "prada:action=poison+noise"]
+)
 def test_what_keeps_its_promises_is_not_flagged(steal: Steal, defense: str) -> None:
     assert steal(defense).flags == []
 
 
+# ---------------------------------------------------------------------------------------- without any effect
+
+
+def test_no_account_goes_by_a_name_that_a_defense_could_know(steal: Steal) -> None:
+    for name in ("customer", "attack", "attacker", "visitor"):
+        record = steal(f"Named:name={name}")
+        assert record.paid is not None and record.paid.l1_queries is not None
+        assert (record.paid.l1_queries.max, record.flags) == (0.0, [])
+
+
+def test_a_defense_cannot_change_the_pixels_that_an_attack_learns_from(steal: Steal) -> None:
+    record, honest = steal("Smears"), steal("none")
+    assert record.status == "done"
+    assert (record.stolen, record.curve, record.paid) == (honest.stolen, honest.curve, honest.paid)
+
+
+def test_a_changed_target_is_measured_against_the_one_that_it_was(steal: Steal) -> None:
+    changed, same_answers = steal("Flattens:served=true").paid, steal("Temperature100").paid
+    assert changed is not None and same_answers is not None
+    assert same_answers.l1.mean > 1
+    assert changed.l1.mean == pytest.approx(same_answers.l1.mean, abs=1e-4)
+    assert changed.argmax_changed == 0
+
+
 # ------------------------------------------------------------------------------------ refused by the harness
+
+
+def test_a_change_of_the_target_that_is_not_served_is_refused(steal: Steal) -> None:
+    record = steal("Flattens")
+    assert (record.status, record.budget.spent) == ("failed", 0)
+    assert record.error is not None and record.error.type == "ContractViolation"
+    assert "return the changed network from deploy()" in record.error.message
+
+
+@pytest.mark.parametrize("when", ["clone", "diagnostics", "measured"])
+def test_answers_that_were_not_charged_are_refused(steal: Steal, when: str) -> None:
+    record = steal("none", f"{Path(__file__).with_name('thieves.py')}:Thief:batch=64,when={when}")
+    assert (record.status, record.stolen) == ("failed", None)
+    assert record.error is not None and record.error.type == "ContractViolation"
+    assert "images but charged 1200" in record.error.message
 
 
 def test_logits_are_refused(steal: Steal) -> None:

@@ -103,7 +103,7 @@ class Pair:
         if self.weights is not None:
             target.load_state_dict(self.weights)
         target = target.to(memory_format=layout).eval().requires_grad_(False)
-        answer = Traffic(Deployment(target, NoDefense())).answer
+        answer = Traffic(Deployment(target, NoDefense()), "anybody").answer
         return BlackBox(answer, budget=10**12, num_classes=10, image_shape=shape)
 
     def ours(self) -> int:

@@ -56,7 +56,7 @@ def images(count: int) -> Tensor:
 
 def black_box(deployed: Deployment, classes: int) -> BlackBox:
     """As the runner builds it, with a budget that no measurement spends."""
-    answer = Traffic(deployed).answer
+    answer = Traffic(deployed, "anybody").answer
     return BlackBox(answer, budget=10**9, num_classes=classes, image_shape=SHAPE)
 
 
