@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +10,8 @@ from string import Template
 from typing import Literal
 
 from .. import PROTOCOL
-from ..errors import UsageError
+from ..components import format_spec, names, parse_spec, split_chain
+from ..errors import MsbenchError, UsageError
 from ..files import write_atomically
 from ..leaderboard.board_check import runs_of
 from ..leaderboard.board_runs import command_of
@@ -22,11 +23,13 @@ from ..leaderboard.entries import (
     Submission,
     TableColumns,
     alone,
+    check_fit,
     read_entry,
     resolved_text,
     submissions,
     with_defenses,
 )
+from ..leaderboard.leaves import leaves
 from ..leaderboard.record import Record, SpecInfo
 from ..leaderboard.store import Store
 from ..leaderboard.suites import DefenseEntry, FrozenSuite, load_suite
@@ -110,6 +113,7 @@ def collect(entry_file: Path, store: Store, board: Path) -> Bundle:
     resolved = _resolve(entry.kind, entry.spec, entry.recoveries, entry.name, suite)
     if isinstance(resolved, DefenseEntry) and set(resolved.needs) != set(entry.access):
         raise UsageError(f"{entry_file}: access must be {json.dumps(resolved.needs)}, which is what the code declares")
+    check_fit(entry, resolved, entry_file)
     submission = Submission(entry, resolved)
     others = submissions(board / "entries") if entry.kind == "attack" else ()
     required = runs_of(alone(suite, submission))
@@ -131,6 +135,49 @@ def broken_promises(submission: Submission) -> Iterator[str]:
         for check in validate_defense(spec) if entry.kind == "defense" else validate_attack(spec):
             if not check.passed:
                 yield f"{spec}: {check.name}: {check.detail}"
+
+
+def misstated(submission: Submission, code: Path | None = None) -> Iterator[str]:
+    """What an entry resolved to otherwise than its code does, a line each that names the field of ``NAME.json``.
+
+    Nothing where not all of its code is at hand: installed under the names that the entry gives, or in files of these
+    names in ``code``, which are run. Without ``code`` no file and no module that an entry names is imported.
+    """
+    entry = submission.entry
+    if entry.kind == "defense":
+        asked = [("defense", *parse_spec(link)) for link in split_chain(entry.spec)]
+    else:
+        asked = [("attack", *parse_spec(entry.spec)), *(("recovery", *parse_spec(each)) for each in entry.recoveries)]
+    places = {name: _place(kind, name, code) for kind, name, _ in asked}
+    if not all(places.values()):
+        return
+    here = [format_spec(places[name], params) for _, name, params in asked]
+    spec, recoveries = ("+".join(here), []) if entry.kind == "defense" else (here[0], here[1:])
+    try:
+        resolved = _resolve(entry.kind, spec, recoveries, entry.name, load_suite(entry.suite))
+    except MsbenchError as error:
+        yield f"its code does not resolve: {error}"
+        return
+    said = leaves(submission.resolved.model_dump(mode="json"))
+    true = leaves(resolved.model_dump(mode="json"))
+    true = {key: _as_named(value, places) if isinstance(value, str) else value for key, value in true.items()}
+    for key in sorted(said.keys() | true.keys()):
+        if said.get(key) != true.get(key):
+            yield f"{key} is {said.get(key)!r}, by its code {true.get(key)!r}"
+
+
+def _place(kind: str, name: str, code: Path | None) -> str:
+    """The name under which a component's code is found here; empty where it is not at hand."""
+    if name in names(kind):
+        return name
+    return str(code / name.rpartition("/")[2]) if code is not None and ".py:" in name else ""
+
+
+def _as_named(text: str, places: Mapping[str, str]) -> str:
+    """A text in which components have the names that an entry gives them."""
+    for name, place in places.items():
+        text = text.replace(place, name)
+    return text
 
 
 def write(bundle: Bundle, board: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..components import parse_spec
 from ..errors import UnknownName
-from ..leaderboard.store import Store, readable, record_files
+from ..leaderboard.store import Store, readable, record_files, run_named
 from ..leaderboard.suites import Column, DefenseEntry, DefenseSetting, FrozenSuite, Table
 from .launchers.base import Due, reason_of, stamp_of
 from .spec import Cell
@@ -34,7 +34,7 @@ class Standing:
 
 def look(cells: Sequence[Cell], store: Store) -> list[Standing]:
     """Look runs up. One that is unfinished has saved state."""
-    found = {path.stem.rpartition("-")[2]: path for path in record_files(store.root)}
+    found = {run_named(path): path for path in record_files(store.root)}
     begun = {path.stem for path in store.state_path("any").parent.glob("*.pt")}
     return [_standing(cell, found.get(cell.run_id), cell.run_id in begun) for cell in cells]
 
@@ -43,7 +43,7 @@ def _standing(cell: Cell, path: Path | None, begun: bool) -> Standing:
     stamp, record = None, None
     if path is not None:
         stamp = stamp_of(path)  # before it is read: what is written between is newer than what was seen
-        record = readable(path)
+        record = readable(path, cell.run_id)
     if record is not None and record.status == "done":
         return Standing(cell=cell, state="done", stamp=stamp, seconds=record.timing.wall)
     if record is not None and record.status == "failed":

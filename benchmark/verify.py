@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FRESH_SEEDS = 1_000_000
 """Seeds from here on are nobody's: a verification draws its own."""
+_LEARNS_FROM = {"data", "auxiliary"}
+"""What a defense needs that trains something, which comes out otherwise where sums are rounded otherwise."""
 
 
 def verify(
@@ -30,7 +32,7 @@ def verify(
     Args:
         times: how often; the first time under the record's own seed, then under fresh ones, which tell how far seeds
             spread. Where this machine has trained other weights than the record's, each of these attacks a copy of
-            the target of its own, for then copies differ as well.
+            the target of its own, for then copies differ as well; a defense that draws or learns does so anew.
         code: folder of the files that the record names, ``file.py:Class``.
         seeds: records of other seeds of the same cell that are at hand.
         options: those of `runner.run`: ``data_dir``, ``device``, …
@@ -45,12 +47,14 @@ def verify(
     if plan.run_id != record.run_id:
         raise UsageError(f"what is here is not what the record ran: {_apart(record, plan)}")
     again = _again(request, options)
+    traits = plan.defense.traits
+    seeded = traits.stochastic or not _LEARNS_FROM.isdisjoint(traits.needs)
     fresh = [
-        _again(_of_seed(request, seed, copies=_weights(again) != _weights(record)), options)
+        _again(_of_seed(request, seed, seeded=seeded, copies=_weights(again) != _weights(record)), options)
         for seed in range(FRESH_SEEDS, FRESH_SEEDS + times - 1)
     ]
     known = [each for each in seeds or [] if each.status == "done" and cell_of(each) == cell_of(record)]
-    return judge(record, again, [*known, *fresh])
+    return judge(record, again, fresh=fresh, beside=known, constant=not (seeded or traits.stateful))
 
 
 def request_of(record: Record, code: Path | None) -> RunSpec:
@@ -75,11 +79,11 @@ def request_of(record: Record, code: Path | None) -> RunSpec:
     )
 
 
-def _of_seed(request: RunSpec, seed: int, *, copies: bool) -> RunSpec:
+def _of_seed(request: RunSpec, seed: int, *, seeded: bool, copies: bool) -> RunSpec:
     return replace(
         request,
         seed=seed,
-        defense_seed=seed if request.defense_seed else 0,
+        defense_seed=seed if seeded or request.defense_seed else 0,
         target_seed=seed if copies else request.target_seed,
     )
 

@@ -5,20 +5,24 @@ suspiciously stronger may have seen what it must not see. How accurate the clone
 strength to spare, so what tells how it got there is compared too: how soon, how close the clone's answers are, and
 what was asked about.
 
-The threshold is that of a prediction: the mean of m new seeds differs from the mean of n old ones by no more than
-``t s sqrt(1/m + 1/n)``, with Student's t at a false-alarm rate that is divided among all that is compared (Bonferroni).
+A metric has changed where all new seeds lie beyond the same limit (`limits`), at a false-alarm rate that is divided
+among all that is compared (Bonferroni). A cell is judged only where every run that was planned is done: those that
+failed may be just those that would have told.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from ..errors import UnknownName, UsageError
+from .limits import DISTANCE, FEWEST_OLD, LEAST_SPREAD, PLAIN, SHARE, Limits, Scale, limits
 from .record import Record
 from .scoring import Estimate, estimate
 
@@ -27,8 +31,9 @@ FOLDER = Path(__file__).parent / "baselines"
 
 FALSE_ALARMS = 0.01
 """How often, at most, an unchanged tree may fail a whole comparison."""
-LEAST_SPREAD = 0.002
-"""A standard deviation below this is a share of a few test images, and too small to judge by."""
+NORMAL_FALSE_ALARMS = FALSE_ALARMS / 4
+"""How often it would if seeds were normal. They are not quite: resampled, those of the committed baselines fail up to
+three and a half times as often (``tests/leaderboard/test_false_alarms.py``)."""
 
 Metric = Literal["clone_accuracy", "area_under_curve", "kl", "label_entropy", "query_distance"]
 Verdict = Literal["held", "weaker", "stronger", "changed"]
@@ -42,6 +47,17 @@ STRENGTH: Mapping[Metric, int] = {
 }
 """What is compared, and whether more of it is a stronger attack (1), a weaker one (-1), or just another (0)."""
 
+SCALES: Mapping[Metric, Scale] = {
+    "clone_accuracy": SHARE,
+    "area_under_curve": SHARE,
+    "kl": DISTANCE,
+    "label_entropy": PLAIN,
+    "query_distance": PLAIN,
+}
+"""Where the seeds of each spread evenly."""
+
+Key = tuple[str, int, str, str, str]
+"""What a cell is of: target, budget, defense, attack and recovery, as the suite writes them."""
 Values = tuple[FiniteFloat, ...]
 
 
@@ -67,7 +83,7 @@ class BaselineCell(_Part):
     label_entropy: Values = ()
     query_distance: Values = ()
     spent: int | None = None
-    """Queries that every seed spent."""
+    """Queries that every seed spent; None where they differ, and then not compared."""
     digests: tuple[str, ...] = ()
     """Of the weights that were attacked."""
 
@@ -80,7 +96,7 @@ class BaselineCell(_Part):
         return self
 
     @property
-    def key(self) -> tuple[str, int, str, str, str]:
+    def key(self) -> Key:
         """What the cell is of."""
         return self.target, self.budget, self.defense, self.attack, self.recovery
 
@@ -94,30 +110,48 @@ class BaselineCell(_Part):
         values: Values = getattr(self, metric)
         return values
 
-    def threshold(self, new: int, comparisons: int, metric: Metric = "clone_accuracy") -> float:
-        """How far the mean of ``new`` seeds may be from the baseline's before it counts as changed.
+    def limits(self, metric: Metric, new: int, comparisons: int) -> Limits:
+        """Where a metric of ``new`` seeds lies, but for all of them beyond the same limit, while nothing has changed.
+
+        Args:
+            new: number of new seeds, at least 1.
+            comparisons: how many metrics of how many cells are compared at once; they share the false-alarm rate.
+
+        Raises `UsageError` for a metric that is not known of five seeds at least.
+        """
+        values = self.values(metric)
+        if len(values) < FEWEST_OLD:
+            raise UsageError(
+                f"the baseline knows {metric} of {len(values)} seeds for {_in_words(self.key)}, and it takes "
+                f"{FEWEST_OLD}: make a new one with --update"
+            )
+        return limits(np.array(values), new, NORMAL_FALSE_ALARMS / comparisons, SCALES[metric])
+
+    def threshold(self, new: int, comparisons: int) -> float:
+        """How far the mean clone accuracy of ``new`` seeds may be from the baseline's, if seeds are normal.
+
+        That is half of a prediction interval (Student's t). For boards and for single runs, which compare means: one
+        odd seed can move a mean too far, so `limits` are what new seeds are judged by.
 
         Args:
             new: number of new seeds, at least 1.
             comparisons: how many means are compared at once; they share the false-alarm rate.
-            metric: whose.
         """
         from scipy.special import stdtrit
 
-        values = self.values(metric)
+        values = self.clone_accuracy
         old = len(values)
         mean = math.fsum(values) / old
         spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (old - 1))
         quantile = float(stdtrit(old - 1, 1 - FALSE_ALARMS / (2 * comparisons)))
         return quantile * max(spread, LEAST_SPREAD) * math.sqrt(1 / new + 1 / old)
 
-    def verdict(self, measured: float, new: int, comparisons: int, metric: Metric = "clone_accuracy") -> Verdict:
-        """What a new mean over ``new`` seeds says."""
-        difference = measured - estimate(self.values(metric)).mean
-        if abs(difference) <= self.threshold(new, comparisons, metric):
+    def verdict(self, measured: float, new: int, comparisons: int) -> Verdict:
+        """What a mean clone accuracy over ``new`` seeds says, by the `threshold`."""
+        difference = measured - self.reference.mean
+        if abs(difference) <= self.threshold(new, comparisons):
             return "held"
-        change = difference * STRENGTH[metric]
-        return "changed" if change == 0 else "stronger" if change > 0 else "weaker"
+        return "stronger" if difference > 0 else "weaker"
 
 
 class Baseline(_Part):
@@ -165,114 +199,148 @@ def dumps(baseline: Baseline) -> str:
 # ------------------------------------------------------------------------------------------------ comparing
 
 
-Named = Sequence[tuple[tuple[str, int, str, str, str], Record]]
-"""Records, each with the key of its cell: target, budget, defense, attack and recovery as the suite writes them."""
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A run that was asked for, and what came of it."""
+
+    cell: Key
+    seed: int
+    record: Record | None
+    """None if it left none."""
+    reason: str = ""
+    """Why it is not done, in one line."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it left anything to compare."""
+        return self.record is not None and self.record.status == "done"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One mean beside the baseline's."""
+    """A metric of a cell beside the baseline's, or the queries it spent."""
 
-    cell: tuple[str, int, str, str, str]
+    cell: Key
     metric: str
-    measured: float | None
-    """Mean over the new seeds; None if there is no finished run."""
+    measured: tuple[float, ...]
+    """One value for each seed that is done; empty where one of them has none."""
     reference: float
-    threshold: float
-    n: int
-    """New seeds."""
+    """Mean over the baseline's seeds."""
+    low: float
+    high: float
+    """A metric has changed where all seeds lie below ``low`` or all above ``high``, queries where any does."""
+    done: int
+    """New seeds that are done."""
+    planned: int
+    """New seeds that were asked for."""
     verdict: Verdict | Literal["missing"]
+    """``missing`` where not all is done: nothing is judged by the seeds that are left."""
 
     @property
     def holds(self) -> bool:
-        """Whether nothing has changed that seeds do not explain."""
+        """Whether all seeds are there, and nothing has changed that seeds do not explain."""
         return self.verdict == "held"
 
 
-def as_baseline(suite: str, protocol: str, records: Named) -> Baseline:
-    """A baseline of finished records. Raises `UsageError` for a cell with fewer than two seeds."""
+def as_baseline(suite: str, protocol: str, runs: Iterable[Planned]) -> Baseline:
+    """A baseline of the runs that are done. Raises `UsageError` for a cell with fewer than five seeds."""
     cells = []
-    for key, group in _grouped(records).items():
-        if len(group) < 2:
-            raise UsageError(f"{_in_words(key)}: a baseline needs two seeds at least, and twenty to be worth much")
-        group.sort(key=lambda record: record.spec.seed)
-        values = {metric: _values(group, metric) for metric in STRENGTH}
+    for key, group in _grouped(runs).items():
+        records = sorted(_done(group), key=lambda record: record.spec.seed)
+        if len(records) < FEWEST_OLD:
+            raise UsageError(
+                f"{_in_words(key)}: a baseline needs {FEWEST_OLD} seeds at least, and twenty to be worth much"
+            )
+        values = {metric: _values(records, metric) for metric in STRENGTH}
+        spent = {record.budget.spent for record in records}
         cells.append(
             BaselineCell(
                 **dict(zip(("target", "budget", "defense", "attack", "recovery"), key, strict=True)),  # type: ignore[arg-type]
                 **values,  # type: ignore[arg-type]
-                seeds=tuple(record.spec.seed for record in group),
-                spent=min(record.budget.spent for record in group),
-                digests=tuple(sorted(_weights(group))),
+                seeds=tuple(record.spec.seed for record in records),
+                spent=spent.pop() if len(spent) == 1 else None,
+                digests=tuple(sorted(_weights(records))),
             )
         )
     return Baseline(suite=suite, protocol=protocol, cells=tuple(cells))
 
 
-def compare(baseline: Baseline, records: Named, keys: Iterable[tuple[str, int, str, str, str]]) -> list[Comparison]:
-    """Every mean of the cells named, beside the baseline's.
+def compare(baseline: Baseline, runs: Iterable[Planned]) -> list[Comparison]:
+    """Every metric of the cells that runs were planned of, beside the baseline's.
 
     Queries are compared exactly: an attack that leaves some of its budget is another attack. Raises `UsageError` for
     a cell that the baseline does not know, and for one that attacked other weights than the baseline's one copy: how
-    much is stolen depends on the copy as well, and the thresholds come from seeds alone.
+    much is stolen depends on the copy as well, and the limits come from seeds alone.
     """
-    groups, cells = _grouped(records), []
-    for key in keys:
-        cell = baseline.cell(*key)
-        if cell is None:
-            raise UsageError(f"the baseline of {baseline.suite} has no {_in_words(key)}: make a new one with --update")
-        if len(cell.digests) == 1 and (others := _weights(groups.get(key, [])) - set(cell.digests)):
-            raise UsageError(
-                f"{_in_words(key)} attacked other weights ({min(others)[:12]}…) than the baseline of {baseline.suite} "
-                f"({cell.digests[0][:12]}…), and is not to be compared with it: make a new one with --update"
-            )
-        cells.append(cell)
-    count = sum(bool(cell.values(metric)) for cell in cells for metric in STRENGTH)
-    return [line for cell in cells for line in _compare_cell(cell, groups.get(cell.key, []), count)]
+    pairs = [(_known(baseline, key, group), group) for key, group in _grouped(runs).items()]
+    count = sum(bool(cell.values(metric)) for cell, _ in pairs for metric in STRENGTH)
+    return [line for cell, group in pairs for line in _compare_cell(cell, group, count)]
 
 
-def _compare_cell(cell: BaselineCell, group: list[Record], count: int) -> Iterator[Comparison]:
-    n = len(group)
+def _known(baseline: Baseline, key: Key, group: Sequence[Planned]) -> BaselineCell:
+    """The baseline's cell of that name, if runs may be compared with it."""
+    cell = baseline.cell(*key)
+    if cell is None:
+        raise UsageError(f"the baseline of {baseline.suite} has no {_in_words(key)}: make a new one with --update")
+    if len(cell.digests) == 1 and (others := _weights(_done(group)) - set(cell.digests)):
+        raise UsageError(
+            f"{_in_words(key)} attacked other weights ({min(others)[:12]}…) than the baseline of {baseline.suite} "
+            f"({cell.digests[0][:12]}…), and is not to be compared with it: make a new one with --update"
+        )
+    return cell
+
+
+def _compare_cell(cell: BaselineCell, group: Sequence[Planned], count: int) -> Iterator[Comparison]:
+    records = _done(group)
+    complete = len(records) == len(group)
+    line = partial(Comparison, cell=cell.key, done=len(records), planned=len(group))
     for metric in STRENGTH:
-        if not cell.values(metric):
-            continue
-        values = _values(group, metric)
-        measured = math.fsum(values) / n if n and len(values) == n else None
-        yield Comparison(
-            cell=cell.key,
-            metric=metric,
-            measured=measured,
-            reference=estimate(cell.values(metric)).mean,
-            threshold=cell.threshold(max(n, 1), count, metric),
-            n=n,
-            verdict="missing" if measured is None else cell.verdict(measured, n, count, metric),
-        )
-    if cell.spent is not None and group:
-        least = min(record.budget.spent for record in group)
-        yield Comparison(
-            cell=cell.key,
+        if cell.values(metric):
+            measured, within = _values(records, metric), cell.limits(metric, len(group), count)
+            yield line(
+                metric=metric,
+                measured=measured,
+                reference=estimate(cell.values(metric)).mean,
+                low=float(within.low),
+                high=float(within.high),
+                verdict=_verdict(metric, measured, within) if complete and measured else "missing",
+            )
+    if cell.spent is not None:
+        spent = tuple(record.budget.spent for record in records)
+        yield line(
             metric="queries",
-            measured=least,
+            measured=spent,
             reference=cell.spent,
-            threshold=0,
-            n=n,
-            verdict="held" if least == cell.spent else "changed",
+            low=cell.spent,
+            high=cell.spent,
+            verdict="missing" if not complete else "held" if set(spent) == {cell.spent} else "changed",
         )
 
 
-def _grouped(records: Named) -> dict[tuple[str, int, str, str, str], list[Record]]:
-    groups: dict[tuple[str, int, str, str, str], list[Record]] = defaultdict(list)
-    for key, record in records:
-        if record.status == "done":
-            groups[key].append(record)
+def _verdict(metric: Metric, measured: Values, within: Limits) -> Verdict:
+    """What all new seeds of a metric together say."""
+    side = 1 if min(measured) > within.high else -1 if max(measured) < within.low else 0
+    if side == 0:
+        return "held"
+    return "changed" if STRENGTH[metric] == 0 else "stronger" if STRENGTH[metric] == side else "weaker"
+
+
+def _grouped(runs: Iterable[Planned]) -> dict[Key, list[Planned]]:
+    groups: dict[Key, list[Planned]] = defaultdict(list)
+    for run in runs:
+        groups[run.cell].append(run)
     return groups
+
+
+def _done(group: Iterable[Planned]) -> list[Record]:
+    return [run.record for run in group if run.done and run.record]
 
 
 def _weights(group: Iterable[Record]) -> set[str]:
     return {record.target.digest for record in group if record.target}
 
 
-def _values(group: Sequence[Record], metric: Metric) -> tuple[float, ...]:
+def _values(group: Sequence[Record], metric: Metric) -> Values:
     """One a record; none at all if one of them lacks it."""
     found = [_value(record, metric) for record in group]
     return tuple(value for value in found if value is not None) if None not in found else ()
@@ -283,7 +351,7 @@ def _value(record: Record, metric: Metric) -> float | None:
     return getattr(part, metric, None)
 
 
-def _in_words(key: tuple[str, int, str, str, str]) -> str:
+def _in_words(key: Key) -> str:
     target, budget, defense, attack, recovery = key
     recovered = "" if recovery == "none" else f" + {recovery}"
     return f"{attack}{recovered} against {defense} on {target} at {budget:,} queries"

@@ -17,6 +17,7 @@ from typing import get_args
 
 from ..errors import UsageError
 from .baseline import Baseline
+from .board_attacks import AttackLine, attack_lines, worst_cases
 from .board_runs import Grid, Run, command_of, enter, floor_of, grid_of, newest, weights_attacked
 from .record import Record
 from .scoring import ROUNDING, Estimate, estimate, ranks, stolen_share, told_apart
@@ -68,7 +69,9 @@ class Row:
     scores: tuple[Score | None, ...]
     """One a column; None where no run is done. Only the undefended target meets columns that are not ranked."""
     worst: int | None
-    """The ranked column with the largest mean stolen share; None if there is none yet."""
+    """The ranked column with the largest mean stolen share, the first of several; None if there is none yet."""
+    worst_cases: tuple[int, ...]
+    """All ranked columns that reach that share: what is named as the worst case. None where nothing was stolen."""
     complete: bool
     """Whether every ranked column has all of the suite's seeds. What is not complete is never placed."""
     accuracy: float | None
@@ -112,6 +115,8 @@ class Tier:
     l1: float
     placed: tuple[Placed, ...]
     """Every defense of the table, best first within its family, those without a rank last."""
+    attacks: tuple[AttackLine, ...]
+    """Every column against what is placed here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,21 +132,6 @@ class GateLine:
     """How far from the reference the measured mean may be: much stronger is as suspicious as weaker."""
     holds: bool
     """Never before all of the suite's seeds are done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackLine:
-    """An attack in the attacks' own table."""
-
-    column: int
-    sigma: float | None
-    """Mean stolen share over the complete rows that are no controls."""
-    worst_for: int
-    """Number of those rows for which it is the worst case."""
-    queries_to_half: float | None
-    """On the undefended target."""
-    seconds: float | None
-    """Per 100,000 queries, undefended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +153,6 @@ class BoardTable:
     gate: tuple[GateLine, ...]
     tiers: tuple[Tier, ...]
     """All pairs of `DROP_CAPS` and `L1_CAPS`."""
-    attacks: tuple[AttackLine, ...]
     runs_done: int
     runs_planned: int
     targets: tuple[str, ...]
@@ -177,6 +166,10 @@ class BoardTable:
     def open(self) -> bool:
         """Whether every attack reaches its reference strength, and all is there to compare with."""
         return not self.blockers
+
+    def worst_case(self, row: Row) -> str:
+        """What a row's worst case is called: the names of all that tie, or nothing where nothing was stolen."""
+        return "; ".join(self.columns[i].label for i in row.worst_cases)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,8 +245,9 @@ def _table(grid: Grid, runs: Mapping[str, Run], baseline: Baseline | None) -> Bo
         defenses=table.defenses,
         rows=tuple(rows),
         gate=gate,
-        tiers=tuple(_tier(table, rows, drop, l1, closed=bool(blockers)) for drop in DROP_CAPS for l1 in L1_CAPS),
-        attacks=tuple(_attack_lines(table, rows, undefended)),
+        tiers=tuple(
+            _tier(table, rows, undefended, drop, l1, closed=bool(blockers)) for drop in DROP_CAPS for l1 in L1_CAPS
+        ),
         runs_done=len(done),
         runs_planned=len(ids),
         targets=tuple(sorted({run.digest for run in done.values()})),
@@ -283,10 +277,12 @@ def _row(grid: Grid, position: int, runs: Mapping[str, Run], floor: float) -> Ro
         for column, cell in enumerate(cells)
     )
     ranked = [i for i, column in enumerate(columns) if column.role == "ranked"]
-    known = [(score.sigma.mean, -i) for i in ranked if (score := scores[i]) and score.sigma]
-    worst = -max(known)[1] if known else None
+    shares = {i: score.sigma for i in ranked if (score := scores[i]) and score.sigma}
+    worst = max(shares, key=lambda i: shares[i].mean, default=None)
     paid = [cells[i] for i in ranked if cells[i]]
     shifts = [[run.shifted for run in cell if run.shifted] for cell in paid]
+    if any(run.shifted is None for cell in paid for run in cell):
+        shifts = []  # what some runs did not measure, nobody knows
     latencies = [run.latency for cell in paid for run in cell if run.latency is not None]
     shown = columns[ranked[0] if worst is None else worst] if ranked else None
     return Row(
@@ -294,6 +290,7 @@ def _row(grid: Grid, position: int, runs: Mapping[str, Run], floor: float) -> Ro
         setting=setting.spec,
         scores=scores,
         worst=worst,
+        worst_cases=worst_cases(shares),
         complete=all((score := scores[i]) is not None and score.n == len(grid.table.seeds) for i in ranked),
         accuracy=min((_mean(run.defended_accuracy for run in cell) for cell in paid), default=None),
         drop=_largest(_mean(run.accuracy - run.defended_accuracy for run in cell) for cell in paid),
@@ -427,10 +424,14 @@ def worst_share(row: Row) -> Estimate | None:
     return score.sigma if score else None
 
 
-def _tier(table: Table, rows: Sequence[Row], drop: float, l1: float, *, closed: bool) -> Tier:
+def _tier(table: Table, rows: Sequence[Row], undefended: Row | None, drop: float, l1: float, *, closed: bool) -> Tier:
     placed = [_place(i, entry, rows, drop, l1, closed=closed) for i, entry in enumerate(table.defenses)]
     placed = [one for family in FAMILIES for one in _rank(_members(table, placed, family), rows)]
-    return Tier(drop=drop, l1=l1, placed=tuple(placed))
+    judged = [
+        rows[one.row] for one in placed if one.row is not None and table.defenses[one.defense].family != "control"
+    ]
+    attacks = attack_lines(table.columns, judged, undefended)
+    return Tier(drop=drop, l1=l1, placed=tuple(placed), attacks=tuple(attacks))
 
 
 def _members(table: Table, placed: Iterable[Placed], family: Family) -> list[Placed]:
@@ -444,7 +445,9 @@ def _place(defense: int, entry: DefenseEntry, rows: Sequence[Row], drop: float, 
     missing = not all(rows[i].complete for i in mine)
     if not fits:
         hopeless = not missing and all(worst_share(rows[i]) is None for i in mine)
-        why = "the target is no better than the floor" if hopeless else "no setting meets both caps"
+        unmeasured = not missing and any(rows[i].shifted_drop is None for i in mine)
+        beyond = "costs on the shifted copy were not measured" if unmeasured else "no setting meets both caps"
+        why = "the target is no better than the floor" if hopeless else beyond
         return Placed(defense=defense, row=None, rank=None, why="runs are missing" if missing else why)
     why = (
         "control"
@@ -459,11 +462,10 @@ def _place(defense: int, entry: DefenseEntry, rows: Sequence[Row], drop: float, 
 
 
 def meets(row: Row, drop: float, l1: float) -> bool:
-    """Whether a setting is complete and within both caps, on the test set and on its shifted copy if measured there."""
-    if not row.complete or row.drop is None or row.l1 is None:
-        return False
+    """Whether a setting is complete and within both caps, on the test set and on its shifted copy: a cost that was not
+    measured, as records of before schema version 4 lack the shifted ones, is within none."""
     paid = ((row.drop, drop), (row.l1, l1), (row.shifted_drop, drop), (row.shifted_l1, l1))
-    return all(cost is None or cost <= cap + ROUNDING for cost, cap in paid)
+    return row.complete and all(cost is not None and cost <= cap + ROUNDING for cost, cap in paid)
 
 
 def _rank(placed: Iterable[Placed], rows: Sequence[Row]) -> list[Placed]:
@@ -476,17 +478,3 @@ def _rank(placed: Iterable[Placed], rows: Sequence[Row]) -> list[Placed]:
     able = [one for one in ordered if not one.why]
     ranked = [replace(one, rank=rank) for one, rank in zip(able, ranks([share(one) for one in able]), strict=True)]
     return ranked + ordered[len(able) :]
-
-
-def _attack_lines(table: Table, rows: Sequence[Row], undefended: Row | None) -> Iterator[AttackLine]:
-    judged = [row for row in rows if row.complete and table.defenses[row.defense].family != "control"]
-    for i in range(len(table.columns)):
-        shares = [score.sigma.mean for row in judged if (score := row.scores[i]) and score.sigma]
-        bare = undefended.scores[i] if undefended else None
-        yield AttackLine(
-            column=i,
-            sigma=_mean(shares) if shares else None,
-            worst_for=sum(row.worst == i for row in judged),
-            queries_to_half=bare.queries_to_half if bare else None,
-            seconds=bare.seconds if bare else None,
-        )

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..errors import StoreError, UsageError
 from . import suites
@@ -18,6 +17,7 @@ from .board import gate_text, make_board, worst_share
 from .check import check_records
 from .entries import Submission, alone, read_submission, with_columns, with_defenses
 from .history import Change
+from .leaves import leaves
 from .record import SCHEMA_VERSION, Record, SpecInfo, run_id
 from .store import load, loads, record_files
 from .suites import FrozenSuite, load_suite
@@ -36,7 +36,13 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     """What a reviewer should know."""
     records: int = 0
-    entries: int = 0
+    submissions: dict[Path, Submission] = field(default_factory=dict)
+    """The entries that can be used, each with its file."""
+
+    @property
+    def entries(self) -> int:
+        """How many they are."""
+        return len(self.submissions)
 
 
 def check_board(board: Path, protocol: str, changes: Iterable[Change] = ()) -> Findings:
@@ -50,7 +56,7 @@ def check_board(board: Path, protocol: str, changes: Iterable[Change] = ()) -> F
     for suite in _suites():
         _check_scores(suite, submitted, list(records.values()), found)
     _check_changes(changes, records, found)
-    found.records, found.entries = len(records), len(submitted)
+    found.records, found.submissions = len(records), submitted
     return found
 
 
@@ -169,23 +175,16 @@ def _others(suite: FrozenSuite, submission: Submission, submitted: Mapping[Path,
 
 def _unexpected(spec: SpecInfo, asked: Iterable[tuple[str, SpecInfo]]) -> str:
     """What is wrong with a run that nothing asks for: how it differs from the nearest one that is asked for."""
-    mine = _leaves(spec.model_dump(mode="json"))
+    mine = leaves(spec.model_dump(mode="json"))
     nearest, fewest = "", len(mine) + 1
     for where, other in asked:
-        theirs = _leaves(other.model_dump(mode="json"))
+        theirs = leaves(other.model_dump(mode="json"))
         differing = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
         if len(differing) < fewest:
             fewest = len(differing)
             told = (f"{key} is {mine.get(key)!r}, there {theirs.get(key)!r}" for key in sorted(differing)[:3])
             nearest = f"; the nearest, of {where}: {', '.join(told)}"
     return f"is a run that no suite and no entry asks for{nearest}"
-
-
-def _leaves(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    parts = (_leaves(item, f"{name}.{key}" if name else key) for key, item in value.items())
-    return {key: item for part in parts for key, item in part.items()}
 
 
 # ------------------------------------------------------------------------------------------------- the scores

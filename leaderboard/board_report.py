@@ -30,8 +30,9 @@ from .board import (
     gate_text,
     worst_share,
 )
+from .board_attacks import JUDGED_OVER
 from .report import MISSING, SIGMA, Grid, escape_markdown, markdown_section, plus_minus, rich_table
-from .scoring import Estimate
+from .scoring import RANK, Estimate
 
 TABLE = ["table", "target", "budget"]
 """What tells the tables of a board apart: their position from 1, for two of them may be of one target and budget."""
@@ -50,20 +51,21 @@ _HEADINGS = {
 
 _RANKING = (
     f"{SIGMA}: the stolen share of the worst case among the ranked columns, mean ± half the 95 % interval over seeds "
-    "(0: nothing, 1: all that the target knows beyond the floor); lower is better for the defense.",
-    "Rank: one more than the number of defenses whose whole interval lies below, and never better than that of a "
-    "defense with a smaller mean. Controls have none.",
+    "(0: nothing, 1: all that the target knows beyond the floor); lower is better for the defense. By: the attack that "
+    "stole it, or all that tie; none where nothing was stolen.",
+    f"Rank: {RANK}. Controls have none.",
     "Accuracy, drop (points of accuracy lost), L1 (mean distance of released from clean answers): the worst mean over "
     "the ranked columns. Shifted drop: the same loss on a shifted copy of the test set, for which the caps hold as "
     "well. Latency: times the bare target's, in batches of 256.",
 )
 _CELLS = (
-    f"Stolen share {SIGMA} of each setting under each column; in bold the worst case. {MISSING}: not run.",
+    f"Stolen share {SIGMA} of each setting under each column; in bold the worst case, if anything was stolen. "
+    f"{MISSING}: not run.",
     "* never ranked: what the attacker gets without asking (floor), or what no attacker can do (reference).",
 )
 _ATTACKS = (
-    f"Mean {SIGMA}: over the complete settings that are no controls. The rest is measured on the undefended target; "
-    "an attack that is not within the threshold of its reference closes the table.",
+    f"Mean {SIGMA} and worst case for: over {JUDGED_OVER}. The rest is measured on the undefended target; an attack "
+    "that is not within the threshold of its reference closes the table.",
 )
 
 
@@ -78,14 +80,15 @@ class Sheets:
     """`TABLE`, num_classes, seeds, accuracy, floor, runs_done, runs_planned, open, blockers, flags."""
     settings: pd.DataFrame
     """`SETTING`, family, position (the defense's, in the tier's order), placed (the defense enters the tier with this
-    setting), rank, why (there is none), complete, worst_case (the column), worst_sigma, worst_sigma_interval, accuracy,
-    drop, l1, shifted_drop, latency, warnings, reproduce."""
+    setting), rank, why (there is none), complete, worst_case (the column, or those that tie; None where nothing was
+    stolen), worst_sigma, worst_sigma_interval, accuracy, drop, l1, shifted_drop, latency, warnings, reproduce."""
     cells: pd.DataFrame
-    """`SETTING`, attack (with its recovery), role, n, sigma, clone_accuracy and agreement, each with its
-    ``…_interval``, queries_to_half, seconds, run_ids. Cells that were asked for and not run have n = 0."""
+    """`SETTING`, attack (with its recovery), role, worst (it is the setting's worst case, or one of them), n, sigma,
+    clone_accuracy and agreement, each with its ``…_interval``, queries_to_half, seconds, run_ids. Cells that were asked
+    for and not run have n = 0."""
     attacks: pd.DataFrame
-    """`TABLE`, attack, role, sigma, worst_for, queries_to_half, seconds; and for those at the gate clone_accuracy,
-    reference, each with its ``…_interval``, threshold, holds, gate."""
+    """`TABLE`, attack, role, sigma and worst_for (at this tier), queries_to_half, seconds; and for those at the gate
+    clone_accuracy, reference, each with its ``…_interval``, threshold, holds, gate."""
 
 
 def sheets(board: Board, drop: float = SHOWN_FIRST[0], l1: float = SHOWN_FIRST[1]) -> Sheets:
@@ -108,7 +111,9 @@ def sheets(board: Board, drop: float = SHOWN_FIRST[0], l1: float = SHOWN_FIRST[1
             (row for i, table in tables for row in _setting_rows(i, table, _tier(table, drop, l1))), _SETTINGS
         ),
         cells=_frame((row for i, table in tables for row in _cell_rows(i, table)), _CELL_COLUMNS),
-        attacks=_frame((row for i, table in tables for row in _attack_rows(i, table)), _ATTACK_COLUMNS),
+        attacks=_frame(
+            (row for i, table in tables for row in _attack_rows(i, table, _tier(table, drop, l1))), _ATTACK_COLUMNS
+        ),
     )
 
 
@@ -133,7 +138,7 @@ _SETTINGS = [
 ]
 _SCORES = ("sigma", "clone_accuracy", "agreement")
 _CELL_COLUMNS = [
-    *(*SETTING, "attack", "role", "n"),
+    *(*SETTING, "attack", "role", "worst", "n"),
     *(name for score in _SCORES for name in (score, f"{score}_interval")),
     *("queries_to_half", "seconds", "run_ids"),
 ]
@@ -148,7 +153,7 @@ _TEXTS = (
     *("run_ids", "gate", "seeds", "blockers", "flags"),
 )
 _EXACT = ("table", "budget", "num_classes", "runs_done", "runs_planned")
-_MARKS = ("open", "placed", "complete", "holds")
+_MARKS = ("open", "placed", "complete", "worst", "holds")
 
 
 def _cap(asked: float, caps: Sequence[float], what: str) -> float:
@@ -191,7 +196,7 @@ def _setting_rows(number: int, table: BoardTable, tier: Tier) -> Iterator[dict[s
             "rank": place.rank if place.row == i else None,
             "why": place.why,
             "complete": row.complete,
-            "worst_case": None if row.worst is None else table.columns[row.worst].label,
+            "worst_case": table.worst_case(row) or None,
             **_interval("worst_sigma", worst_share(row)),
             **{name: getattr(row, name) for name in ("accuracy", "drop", "l1", "shifted_drop", "latency")},
             "warnings": "; ".join(row.flags),
@@ -202,9 +207,10 @@ def _setting_rows(number: int, table: BoardTable, tier: Tier) -> Iterator[dict[s
 def _cell_rows(number: int, table: BoardTable) -> Iterator[dict[str, Any]]:
     for row in table.rows:
         bare = table.defenses[row.defense].name == "none"
-        for column, score in zip(table.columns, row.scores, strict=True):
+        for i, (column, score) in enumerate(zip(table.columns, row.scores, strict=True)):
             if score or bare or column.role == "ranked":
-                yield _key(number, table, row) | {"attack": column.label, "role": column.role} | _score_row(score)
+                place = {"attack": column.label, "role": column.role, "worst": i in row.worst_cases}
+                yield _key(number, table, row) | place | _score_row(score)
 
 
 def _key(number: int, table: BoardTable, row: Row) -> dict[str, Any]:
@@ -220,9 +226,9 @@ def _score_row(score: Score | None) -> dict[str, Any]:
     return row | {"run_ids": " ".join(score.run_ids)}
 
 
-def _attack_rows(number: int, table: BoardTable) -> Iterator[dict[str, Any]]:
+def _attack_rows(number: int, table: BoardTable, tier: Tier) -> Iterator[dict[str, Any]]:
     gate = {line.column: line for line in table.gate}
-    for attack in table.attacks:
+    for attack in tier.attacks:
         column, line = table.columns[attack.column], gate.get(attack.column)
         same = ("sigma", "worst_for", "queries_to_half", "seconds")
         row = _place(number, table) | {"attack": column.label, "role": column.role}
@@ -252,7 +258,7 @@ def grids(laid: Sheets) -> Iterator[Grid]:
             notes = list(_RANKING) if i == 0 else []
             yield _ranking(f"{title} · {_HEADINGS[family]} · {caps}", shown, notes)
         yield _cell_grid(f"{title} · every setting", settings, cells, list(_remarks(table, settings, cells)))
-        yield _attack_grid(f"{title} · attacks", attacks)
+        yield _attack_grid(f"{title} · attacks · {caps}", attacks)
 
 
 def heading(laid: Sheets) -> list[str]:
@@ -280,7 +286,9 @@ def _ranking(title: str, settings: pd.DataFrame, notes: list[str]) -> Grid:
     entered = settings.sort_values("placed", ascending=False, kind="stable").drop_duplicates("defense")
     lines = list(entered.sort_values("position", kind="stable").itertuples(index=False))
     header = ["defense", "rank", f"worst case {SIGMA}", "by", "accuracy %", "drop", "L1", "shifted drop", "latency", ""]
-    return Grid(title=title, header=header, rows=[_rank_row(one) for one in lines], worst=[2] * len(lines), notes=notes)
+    return Grid(
+        title=title, header=header, rows=[_rank_row(one) for one in lines], worst=[(2,)] * len(lines), notes=notes
+    )
 
 
 def _rank_row(one: Any) -> list[str]:
@@ -291,7 +299,7 @@ def _rank_row(one: Any) -> list[str]:
         one.setting,
         MISSING if pd.isna(one.rank) else str(one.rank),
         plus_minus(one.worst_sigma, one.worst_sigma_interval, 2),
-        one.worst_case,
+        one.worst_case if isinstance(one.worst_case, str) else MISSING,
         *(_number(100 * one.accuracy, 1), _number(100 * one.drop, 1), _number(one.l1, 2)),
         *(_number(100 * one.shifted_drop, 1), _number(one.latency, 2)),
         note,
@@ -301,16 +309,12 @@ def _rank_row(one: Any) -> list[str]:
 def _cell_grid(title: str, settings: pd.DataFrame, cells: pd.DataFrame, notes: list[str]) -> Grid:
     roles = dict(zip(cells.attack, cells.role, strict=True))
     found = {(one.defense, one.setting, one.attack): one for one in _lines(cells)}
-    lines = _lines(settings)
-    attacks = list(roles)
+    lines = [[found.get((one.defense, one.setting, name)) for name in roles] for one in _lines(settings)]
     return Grid(
         title=title,
-        header=["setting", *(name if roles[name] == "ranked" else f"{name} *" for name in attacks)],
-        rows=[
-            [line.setting, *(_cell_text(found.get((line.defense, line.setting, name))) for name in attacks)]
-            for line in lines
-        ],
-        worst=[attacks.index(line.worst_case) + 1 if line.worst_case in roles else None for line in lines],
+        header=["setting", *(name if role == "ranked" else f"{name} *" for name, role in roles.items())],
+        rows=[[one.setting, *map(_cell_text, line)] for one, line in zip(_lines(settings), lines, strict=True)],
+        worst=[tuple(i for i, cell in enumerate(line, 1) if cell is not None and cell.worst) for line in lines],
         notes=[*_CELLS, *notes],
     )
 
@@ -337,7 +341,7 @@ def _attack_grid(title: str, attacks: pd.DataFrame) -> Grid:
         title=title,
         header=[*header, "threshold", "gate"],
         rows=[_attack_row(one) for one in lines],
-        worst=[None] * len(lines),
+        worst=[()] * len(lines),
         notes=list(_ATTACKS),
     )
 
@@ -346,7 +350,7 @@ def _attack_row(one: Any) -> list[str]:
     return [
         one.attack if one.role == "ranked" else f"{one.attack} *",
         _number(one.sigma, 2),
-        str(one.worst_for) if one.role == "ranked" else MISSING,
+        MISSING if pd.isna(one.worst_for) else str(one.worst_for),
         MISSING if pd.isna(one.queries_to_half) else f"{one.queries_to_half:,.0f}",
         _number(one.seconds, 1),
         _percent(one.clone_accuracy, one.clone_accuracy_interval),
@@ -424,7 +428,7 @@ def _latex_table(grid: Grid) -> str:
     lines = [" & ".join(map(escape_latex, grid.header))]
     for row, worst in zip(grid.rows, grid.worst, strict=True):
         texts = map(escape_latex, row)
-        lines.append(" & ".join(rf"\textbf{{{text}}}" if i == worst else text for i, text in enumerate(texts)))
+        lines.append(" & ".join(rf"\textbf{{{text}}}" if i in worst else text for i, text in enumerate(texts)))
     head, *body = (rf"{line} \\" for line in lines)
     parts = [
         r"\begin{table}",

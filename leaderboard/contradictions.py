@@ -131,6 +131,10 @@ def _of_price(paid: Paid, target: TargetInfo) -> Iterator[str]:
     lost = abs(paid.defended_accuracy - target.accuracy)
     if lost > paid.argmax_changed + _SAME:
         yield f"paid: the accuracy changed by {lost:.4g}, but only {paid.argmax_changed:.4g} of the top classes did"
+    if paid.shifted is not None:
+        lost, changed = abs(paid.shifted.undefended - paid.shifted.defended), paid.shifted.argmax_changed
+        if lost > changed + _SAME:
+            yield f"paid: shifted accuracy changed by {lost:.4g}, but only {changed:.4g} of the top classes did"
     if paid.nll > FLOORED + _SAME:
         yield f"paid: a negative log-likelihood of {paid.nll:.4g} is more than floored probabilities allow"
     if paid.l1.max == 0 and paid.argmax_changed > (paid.refused or 0) + _SAME:

@@ -14,11 +14,11 @@ Every text in an entry is somebody else's: it is one line of printable character
 import json
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -26,11 +26,15 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
 
+from ..components import parse_spec, split_chain
 from ..errors import UsageError
+from .leaves import leaves
+from .record import ComponentInfo, SpecInfo
 from .suites import Column, DefenseEntry, FrozenSuite
 
 FOLDER = Path(__file__).parent / "entries"
@@ -44,7 +48,7 @@ Access = Literal["logits", "features", "surrogate", "data", "auxiliary", "querie
 
 def _printable(text: str) -> str:
     """Refuse line breaks, escapes and marks that change the direction of what follows."""
-    if any(unicodedata.category(sign).startswith("C") for sign in text):
+    if any(unicodedata.category(sign).startswith(("C", "Zl", "Zp")) for sign in text):
         raise ValueError("only printable characters, all on one line")
     return text
 
@@ -156,6 +160,13 @@ class Submission:
     entry: Entry
     resolved: Resolved
 
+    def is_of(self, spec: SpecInfo) -> bool:
+        """Whether a run is one of the submitted defense or attack, in a setting that is submitted."""
+        if isinstance(self.resolved, DefenseEntry):
+            return any(setting.resolved == spec.defense for setting in self.resolved.settings)
+        columns = (column for table in self.resolved.tables for column in table.columns)
+        return any(setting.attack == spec.attack for column in columns for setting in column.settings)
+
 
 def read_entry(path: Path) -> Entry:
     """Read one ``NAME.toml``. Raises `UsageError` with everything that is wrong, in one line."""
@@ -173,6 +184,8 @@ def read_entry(path: Path) -> Entry:
 def read_submission(path: Path) -> Submission:
     """Read ``NAME.toml`` and ``NAME.json`` beside it, and see that they fit.
 
+    That its code resolves to what ``NAME.json`` says is not seen here: no code is looked for or run.
+
     Raises `UsageError` for files that cannot be used and for what one says and the other does not.
     """
     entry, beside = read_entry(path), path.with_suffix(".json")
@@ -189,22 +202,18 @@ def read_submission(path: Path) -> Submission:
         raise UsageError(f"{beside}: {reason}") from None
     if text != resolved_text(resolved):
         raise UsageError(f"{beside} is not in canonical form: msbench leaderboard submit writes it")
-    _check_fit(entry, resolved, beside)
+    check_fit(entry, resolved, beside)
     return Submission(entry, resolved)
 
 
-def _check_fit(entry: Entry, resolved: Resolved, beside: Path) -> None:
-    if resolved.name != entry.name:
-        raise UsageError(f"{beside}: its name is {resolved.name!r}, the entry's {entry.name!r}")
-    if isinstance(resolved, DefenseEntry):
-        if resolved.family == "control":
-            raise UsageError(f"{beside}: controls are the suite's own: they are not ranked, and stand in every table")
-        if set(resolved.needs) != set(entry.access):
-            raise UsageError(f"{beside}: it needs {_listed(resolved.needs)}, but declares {_listed(entry.access)}")
-        if any(not setting.spec.startswith(entry.spec) for setting in resolved.settings):
-            raise UsageError(f"{beside}: holds settings that are none of {entry.spec}")
-    elif any(column.role != "ranked" for table in resolved.tables for column in table.columns):
-        raise UsageError(f"{beside}: an upper bound lowers no score: only what can be ranked is submitted")
+def check_fit(entry: Entry, resolved: Resolved, where: Path) -> None:
+    """Raise `UsageError`, which begins with the file's name, for what an entry cannot have resolved to."""
+    try:
+        reason = next(_misfits(entry, resolved), None)
+    except UsageError as error:  # a text that is no spec
+        reason = str(error)
+    if reason is not None:
+        raise UsageError(f"{where}: {reason}")
 
 
 def submissions(folder: Path) -> Iterator[Submission]:
@@ -215,6 +224,91 @@ def submissions(folder: Path) -> Iterator[Submission]:
 def resolved_text(resolved: Resolved) -> str:
     """The canonical text of what an entry resolved to: sorted keys, two spaces, one newline at the end."""
     return json.dumps(resolved.model_dump(mode="json"), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+
+# ---------------------------------------------------------------------------------------------- whether it fits
+
+
+def _misfits(entry: Entry, resolved: Resolved) -> Iterator[str]:
+    for name, value in leaves(resolved.model_dump(mode="json")).items():
+        try:
+            _printable(f"{name}{value}")
+        except ValueError as error:
+            yield f"{name!a}: {error}"
+    if resolved.name != entry.name:
+        yield f"its name is {resolved.name!r}, the entry's {entry.name!r}"
+    if isinstance(resolved, DefenseEntry):
+        yield from _misfits_of_defense(entry, resolved)
+    else:
+        yield from _misfits_of_attack(entry, resolved)
+
+
+def _misfits_of_defense(entry: Entry, resolved: DefenseEntry) -> Iterator[str]:
+    if resolved.family == "control":
+        yield "controls are the suite's own: they are not ranked, and stand in every table"
+    if set(resolved.needs) != set(entry.access):
+        yield f"it needs {_listed(resolved.needs)}, but declares {_listed(entry.access)}"
+    links = split_chain(entry.spec)
+    for i, setting in enumerate(resolved.settings):
+        mine = split_chain(setting.spec)
+        if not _is_setting(links, mine, resolved.knob):
+            yield f"settings.{i}: {setting.spec} is none of the settings of {entry.spec}"
+        yield from (f"settings.{i}: {reason}" for reason in _misresolved(mine, setting.resolved))
+
+
+def _misfits_of_attack(entry: Entry, resolved: AttackEntry) -> Iterator[str]:
+    for i, table in enumerate(resolved.tables):
+        for k, column in enumerate(table.columns):
+            where = f"tables.{i}.columns.{k}"
+            if column.role != "ranked":
+                yield f"{where}: an upper bound lowers no score: only what can be ranked is submitted"
+            if column.attack != entry.spec:
+                yield f"{where}: its attack is {column.attack}, the entry's {entry.spec}"
+            said = [([column.recovery], column.resolved_recovery)]
+            said += (([column.attack], setting.attack) for setting in column.settings)
+            yield from (f"{where}: {reason}" for links, found in said for reason in _misresolved(links, found))
+        if tuple(column.recovery for column in table.columns) != entry.recoveries:
+            yield f"tables.{i}: its recoveries are not the entry's, {', '.join(entry.recoveries)}"
+
+
+def _is_setting(links: Sequence[str], setting: Sequence[str], knob: str | None) -> bool:
+    """Whether the links of a chain are an entry's, or set its knob beside what the entry writes itself."""
+    (names, written), (own_names, own) = _written(links), _written(setting)
+    return names == own_names and written.items() <= own.items() and own.keys() - written.keys() <= {knob}
+
+
+def _misresolved(links: Sequence[str], resolved: ComponentInfo) -> Iterator[str]:
+    """What the links of a chain, or a single component, write otherwise than they are said to have resolved to."""
+    names, written = _written(links)
+    name = "+".join(each.rpartition("/")[2] if ".py:" in each else each for each in names)
+    if resolved.name != name:
+        yield f"{'+'.join(links)} cannot have resolved to {resolved.name}"
+    for key, text in written.items():
+        if key not in resolved.params or not _means(text, resolved.params[key]):
+            found = f"has resolved to {key}={resolved.params[key]!r}" if key in resolved.params else f"lacks {key}"
+            yield f"{'+'.join(links)} {found}"
+
+
+def _written(links: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Names, and parameters by the names that they have in a record, which numbers those of a chain."""
+    parsed = [parse_spec(link) for link in links]
+    numbers = [""] if len(parsed) == 1 else [f"{i}." for i in range(len(parsed))]
+    params = {
+        f"{number}{key}": text
+        for number, (_, of_link) in zip(numbers, parsed, strict=True)
+        for key, text in of_link.items()
+    }
+    return [name for name, _ in parsed], params
+
+
+def _means(text: str, value: Any) -> bool:
+    """Whether a parameter that is written so is read as this value."""
+    if value is None:
+        return text.lower() == "none"
+    try:
+        return bool(TypeAdapter(type(value)).validate_python(text) == value)
+    except ValidationError:
+        return False
 
 
 # ------------------------------------------------------------------------------------------------ in a suite

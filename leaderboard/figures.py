@@ -188,7 +188,7 @@ def heat(table: BoardTable) -> Figure:
     for i, line in enumerate(shares):
         for j, share in enumerate(line):
             text, dark = (MISSING, False) if share is None else (f"{share:.2f}", share < 0.5)
-            weight = "bold" if rows[i].worst == j else "normal"
+            weight = "bold" if j in rows[i].worst_cases else "normal"
             color = "white" if dark else "black"
             axes.text(j, i, text, ha="center", va="center", fontsize=6, color=color, weight=weight)
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")

@@ -9,6 +9,7 @@ still read, and written as that version had it.
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -321,11 +322,21 @@ class Record(_Section):
             raise ValueError(f"protocol {self.protocol} is not spec.protocol {self.spec.protocol}")
         if self.status == "done" and (self.stolen is None or self.paid is None or self.target is None):
             raise ValueError("a record that is done needs target, stolen and paid")
+        for version, name in self._unmeasured():
+            if self.status == "done" and self.schema_version >= version:
+                raise ValueError(f"{name} is missing: every finished run measures it since schema version {version}")
         if self.status == "failed" and self.error is None:
             raise ValueError("a record that failed needs error")
         if self.run_id != run_id(self.spec):
             raise ValueError(f"run_id {self.run_id} is not the hash of the spec, {run_id(self.spec)}")
         return self
+
+    def _unmeasured(self) -> Iterator[tuple[int, str]]:
+        """What no run leaves out, each with the version that it came with: null hides a number, and is none."""
+        if self.paid is not None and self.paid.shifted is None:
+            yield 4, "paid.shifted"
+        if self.env.device == "cpu" and self.env.arithmetic is None:
+            yield 5, "env.arithmetic"
 
     @model_serializer(mode="wrap")
     def _as_its_version_had_it(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

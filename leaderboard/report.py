@@ -45,8 +45,8 @@ class Grid:
     title: str
     header: list[str]
     rows: list[list[str]]
-    worst: list[int | None]
-    """For each row, the position of its worst case."""
+    worst: list[tuple[int, ...]]
+    """For each row, the positions of its worst cases."""
     notes: list[str]
 
 
@@ -66,7 +66,7 @@ def _grid(table: list[Any]) -> Grid:
         title=_title(present),
         header=["defense", *attacks, f"worst case {SIGMA}", "defended acc. %", "mean L1"],
         rows=[_row(cells) for cells in lines],
-        worst=[next((i for i, cell in enumerate(cells, 1) if cell.worst_case), None) for cells in lines],
+        worst=[tuple(i for i, cell in enumerate(cells, 1) if cell.worst_case) for cells in lines],
         notes=[*_READING, *(f"{mark} {note}" for note, mark in marks.items()), *_remarks(present)],
     )
 
@@ -155,7 +155,7 @@ def rich_table(grid: Grid) -> Table:
     for i, name in enumerate(grid.header):
         table.add_column(Text(name.replace("+", "\n+")), justify="left" if i == 0 else "right", overflow="fold")
     for row, worst in zip(grid.rows, grid.worst, strict=True):
-        table.add_row(*(Text(text, style="bold" if i == worst else "") for i, text in enumerate(row)))
+        table.add_row(*(Text(text, style="bold" if i in worst else "") for i, text in enumerate(row)))
     return table
 
 
@@ -164,7 +164,7 @@ def markdown_section(grid: Grid) -> str:
     lines = [list(map(escape_markdown, grid.header)), ["---", *["---:"] * (len(grid.header) - 1)]]
     for row, worst in zip(grid.rows, grid.worst, strict=True):
         texts = map(escape_markdown, row)
-        lines.append([f"**{text}**" if i == worst else text for i, text in enumerate(texts)])
+        lines.append([f"**{text}**" if i in worst else text for i, text in enumerate(texts)])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     notes = "\n".join(f"- {escape_markdown(note)}" for note in grid.notes)
     return "\n\n".join(filter(None, (f"### {escape_markdown(grid.title)}", table, notes))) + "\n"

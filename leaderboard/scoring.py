@@ -34,6 +34,12 @@ UPPER_BOUND = "peeks at clean answers: an upper bound, never ranked"
 OWN_DATA = "queries with the target's own training data: a reference, never ranked"
 CHANCE_FLOOR = "attacker owns images: with chance as the floor, the stolen share is too high"
 
+RANK = (
+    "one more than the number of defenses whose whole interval lies below, and never better than that of a defense "
+    "with a smaller mean"
+)
+"""What `ranks` makes, in every report's words."""
+
 ROUNDING = 1e-9
 """By how much numbers may differ for reasons of floating point alone."""
 

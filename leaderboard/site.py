@@ -18,7 +18,8 @@ from markupsafe import Markup
 
 from ..errors import UsageError
 from .board import DROP_CAPS, L1_CAPS, SHOWN_FIRST, Board, BoardTable, Placed, Row, Tier, gate_text, meets, worst_share
-from .scoring import Estimate
+from .board_attacks import JUDGED_OVER, AttackLine
+from .scoring import RANK, Estimate
 from .site_charts import (
     Curves,
     Scatter,
@@ -70,6 +71,8 @@ class View:
     """The target, with the table's number where the board has several."""
     name: str
     """The whole name, for lists."""
+    first: Tier
+    """The tier shown first."""
     groups: tuple[tuple[str, tuple[Line, ...]], ...]
     """The ranking's lines, family by family."""
     scatters: tuple[Scatter, Scatter]
@@ -152,6 +155,8 @@ def render_page(
             downloads=[(name, quote(name)) for name in downloads],
             attack_results=attack_results,
             families=HEADINGS,
+            judged_over=JUDGED_OVER,
+            rank=RANK,
             drop_caps=DROP_CAPS,
             l1_caps=L1_CAPS,
             shown_first=SHOWN_FIRST,
@@ -181,6 +186,7 @@ def _views(boards: Sequence[Board]) -> Iterator[View]:
             table=table,
             label=label,
             name=name if len(boards) == 1 else f"{board.suite}: {name}",
+            first=first,
             groups=tuple(_groups(table, first)),
             scatters=scatters(table),
             curves=(attack_curves(table), defense_curves(table, placed, shown)),
@@ -214,6 +220,7 @@ def _data(table: BoardTable) -> dict[str, Any]:
                 [place.defense, place.row, place.rank, reasons.setdefault(place.why, len(reasons))]
                 for place in tier.placed
             ],
+            "attacks": [_judged(line) for line in tier.attacks],
         }
         for tier in table.tiers
     ]
@@ -223,6 +230,11 @@ def _data(table: BoardTable) -> dict[str, Any]:
         "defenses": [[defense.name, defense.family] for defense in table.defenses],
         "rows": [[row.defense, *_caps_met(row)] for row in table.rows],
     }
+
+
+def _judged(line: AttackLine) -> list[str]:
+    """What depends on the tier in an attack's line, as text: mean stolen share, and for how many it is the worst."""
+    return [_number(line.sigma), NOTHING if line.worst_for is None else str(line.worst_for)]
 
 
 def _caps_met(row: Row) -> list[int]:
@@ -254,13 +266,14 @@ def _environment(paths: Mapping[str, str], records_url: str) -> jinja2.Environme
     environment.filters |= {
         "interval": _interval,
         "percent": lambda share: NOTHING if share is None else f"{100 * share:.1f}",
-        "number": lambda value: NOTHING if value is None else f"{value:.2f}",
+        "number": _number,
         "count": lambda value: f"{value:,.0f}",
         "short": short_count,
         "shade": _shade,
         "record_url": record_url,
         "worst": worst_score,
         "first": lambda values, n: values[:n],
+        "judged": _judged,
     }
     environment.globals |= {
         "nothing": NOTHING,
@@ -279,6 +292,10 @@ def _interval(estimate: Estimate | None, digits: int = 2, unit: float = 1) -> Ma
         return Markup(NOTHING)
     half = "" if estimate.half is None else f" <i>± {unit * estimate.half:.{digits}f}</i>"
     return Markup(f"{unit * estimate.mean:.{digits}f}{half}")
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"
 
 
 def _shade(share: float) -> int:

@@ -127,18 +127,21 @@ class Store:
         return path
 
     def get(self, spec: SpecInfo) -> Record | None:
-        """The record of a spec, or None if there is none that can be read. Nothing is searched for."""
+        """The record of a spec, or None if there is none that can be read. Nothing is searched for.
+
+        What stands in its place but is another run's is a warning, and no record of this one.
+        """
         path = self.root / relative_path(spec)
-        return readable(path) if path.exists() else None
+        return readable(path, run_named(path)) if path.exists() else None
 
     def find(self, run_id: str) -> Record | None:
         """The record of a run, or None. Walks the folder, but reads only files named after the run.
 
-        If a copy lies elsewhere in the folder, the newest finished one is taken.
+        If a copy lies elsewhere in the folder, the newest finished one is taken. A file that is named after the run
+        but holds another is a warning.
         """
-        ending = f"-{run_id}.json"
-        named = (path for path in record_files(self.root) if path.name.endswith(ending))
-        return max(_readable(named), key=_precedence, default=None)
+        named = (path for path in record_files(self.root) if run_named(path) == run_id)
+        return max(_readable(named, run_id), key=_precedence, default=None)
 
     def records(self) -> Iterator[Record]:
         """Every record, one by one in the order of paths; an unreadable one is a warning, never the end.
@@ -148,20 +151,29 @@ class Store:
         return _readable(record_files(self.root))
 
 
-def readable(path: Path) -> Record | None:
-    """The record in a file, or None, with a warning, for one that cannot be read."""
-    return next(_readable([path]), None)
+def run_named(path: Path) -> str:
+    """The run that a record's file is named after."""
+    return path.stem.rpartition("-")[2]
+
+
+def readable(path: Path, run_id: str) -> Record | None:
+    """The record of a run in a file, or None, with a warning, for one that cannot be read or is another run's."""
+    return next(_readable([path], run_id), None)
 
 
 def _precedence(record: Record) -> tuple[bool, str]:
     return record.status == "done", record.timing.created_utc
 
 
-def _readable(paths: Iterable[Path]) -> Iterator[Record]:
+def _readable(paths: Iterable[Path], run_id: str | None = None) -> Iterator[Record]:
+    """The records in files: any, or those of one run."""
     unreadable = 0
     for path in paths:
         try:
-            yield load(path)
+            record = load(path)
+            if run_id not in (None, record.run_id):
+                raise StoreError(f"{path}: holds run {record.run_id}, but is named after {run_id}")
+            yield record
         except StoreError as error:
             unreadable += 1
             if unreadable <= _NAMED:

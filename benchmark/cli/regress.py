@@ -24,19 +24,16 @@ from .options import (
 from .values import parse_seeds
 
 if TYPE_CHECKING:
-    from ...leaderboard.baseline import Comparison
-    from ...leaderboard.record import Record
-    from ..regress import Key
-    from ..spec import Cell
+    from ...leaderboard.baseline import Comparison, Planned
 
 REGRESSION = 3
-"""Exit code where strength has changed."""
+"""Exit code where strength has changed, whatever else there is."""
 
 
 @click.command()
 @click.option("--suite", metavar="NAME", default="ci", show_default=True, help="A suite, or a file of one.")
 @click.option("--baseline", metavar="NAME_OR_FILE", help="What to compare with; the suite's own where none is given.")
-@click.option("--seed", metavar="SEEDS", type=parse_seeds, help="Seeds instead of the suite's: 0-2, say.")
+@click.option("--seed", metavar="SEEDS", type=parse_seeds, help="Three seeds or more, not the suite's: 0-2, say.")
 @click.option("--attack", metavar="PATTERN", multiple=True, help="Only these, as for msbench sweep; repeats.")
 @click.option("--defense", metavar="PATTERN", multiple=True, help="Only against these defenses; repeats.")
 @click.option("--update", is_flag=True, help="Write what is measured to the baseline instead, from 20 seeds or more.")
@@ -72,14 +69,15 @@ def regress(
 ) -> None:
     """Run a suite and compare each cell with the baseline, both ways.
 
-    A mean that is weaker or stronger than the spread over seeds explains ends in exit code 3, and so does an attack
-    that asks about other images than it did. Nothing that was run before counts, but for what --store names.
+    A metric of which all seeds are weaker, or all stronger, than the baseline's seeds explain ends in exit code 3, and
+    so does an attack that asks about other images than it did. A run that failed ends in exit code 1, and its cell is
+    not judged. Nothing that was run before counts, but for what --store names.
     """
     from ...files import write_atomically
     from ...leaderboard.baseline import compare, load_baseline, path_of
     from ..launchers.base import Conditions
     from ..launchers.local import LocalLauncher
-    from ..regress import Lines, as_junit, as_markdown, cells_of, key_of, run_cells
+    from ..regress import Lines, as_junit, as_markdown, cells_of, run_cells
     from ..suite import load, name_of
 
     frozen = load(suite)
@@ -93,44 +91,49 @@ def regress(
         conditions = Conditions(store=folder, data_dir=data_dir, download=download, device=device)
         watcher = Lines(len(cells), partial(click.echo, err=True))
         launcher = LocalLauncher(conditions=conditions, slots=slots, timeout=timeout)
-        records = run_cells(cells, launcher, folder, watcher, stop)
+        runs = run_cells(cells, launcher, folder, watcher, stop)
         if stop.is_set():
             raise Interrupted("the runs that were not done" + ("" if store else "; without --store all start over"))
     if known is None:
-        _update(path_of(baseline or name_of(suite)), frozen.name, frozen.protocol, cells, records)
+        _update(path_of(baseline or name_of(suite)), frozen.name, frozen.protocol, runs)
         return
-    lines = compare(known, records, list(dict.fromkeys(map(key_of, cells))))
-    for file, text in ((markdown, as_markdown(lines, frozen.name)), (junit, as_junit(lines, frozen.name))):
+    lines = compare(known, runs)
+    for file, text in ((markdown, as_markdown(lines, runs, frozen.name)), (junit, as_junit(lines, runs, frozen.name))):
         if file is not None:
             write_atomically(file, text)
-    _report(lines, as_json=as_json)
-    broken = [line for line in lines if not line.holds]
-    if broken:
-        ctx.exit(1 if all(line.verdict == "missing" for line in broken) else REGRESSION)
+    _report(lines, runs, as_json=as_json)
+    if store and not all(run.done for run in runs):
+        click.echo(f"their logs lie in {store / '.logs'}", err=True)
+    verdicts = {line.verdict for line in lines}
+    if verdicts - {"held", "missing"}:
+        ctx.exit(REGRESSION)
+    if "missing" in verdicts:
+        ctx.exit(1)
 
 
-def _update(
-    path: Path, suite: str, protocol: str, cells: "Sequence[Cell]", records: "Sequence[tuple[Key, Record]]"
-) -> None:
+def _update(path: Path, suite: str, protocol: str, runs: "Sequence[Planned]") -> None:
     from ...errors import MsbenchError
     from ...files import write_atomically
     from ...leaderboard.baseline import as_baseline, dumps
 
-    done = [record for _, record in records if record.status == "done"]
-    if len(done) < len(cells):
-        raise MsbenchError(f"{len(cells) - len(done)} of {len(cells)} runs are not done: no baseline is written")
-    text = dumps(as_baseline(suite, protocol, records))
+    done = sum(run.done for run in runs)
+    if done < len(runs):
+        raise MsbenchError(f"{len(runs) - done} of {len(runs)} runs are not done: no baseline is written")
+    text = dumps(as_baseline(suite, protocol, runs))
     write_atomically(path, text)
-    click.echo(f"{path} is written, from {len(done)} runs", err=True)
+    click.echo(f"{path} is written, from {done} runs", err=True)
 
 
-def _report(lines: "Sequence[Comparison]", *, as_json: bool) -> None:
-    from ..regress import HEADERS, as_rows
+def _report(lines: "Sequence[Comparison]", runs: "Sequence[Planned]", *, as_json: bool) -> None:
+    from ..regress import HEADERS, as_rows, not_done, summary
     from .display import stdout, table
 
+    failed = not_done(runs)
     if as_json:
-        click.echo(json.dumps([asdict(line) for line in lines], indent=2, ensure_ascii=False))
+        found = {"lines": [asdict(line) for line in lines], "not_done": failed}
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         stdout().print(table(HEADERS, as_rows(lines)))
-    held = sum(line.holds for line in lines)
-    click.echo(f"{held} of {len(lines)} means held", err=True)
+    for name, why in failed.items():
+        click.echo(f"not done: {name}: {why}", err=True)
+    click.echo(summary(lines, runs), err=True)

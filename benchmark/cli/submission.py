@@ -61,7 +61,8 @@ def check(
 
     Schema, ranges, place, text, protocol, duplicates, numbers that contradict each other: a line on stdout for each
     problem, and exit code 4 if there is any. A record that was made up consistently is not found here, but by
-    msbench leaderboard verify.
+    msbench leaderboard verify. What an entry says of components that are installed is compared with their code; files
+    that it names are never run.
     """
     if board is not None:
         if paths or (base and against):
@@ -79,7 +80,7 @@ def check(
     bad = set()
     for path, problem in check_files(files, protocol):
         bad.add(path)
-        click.echo(f"{path}: {problem}")
+        _say(f"{path}: {problem}")
     click.echo(f"{len(files)} records checked, {len(bad)} invalid", err=True)
     if bad:
         ctx.exit(INVALID)
@@ -94,18 +95,37 @@ def _check_board(board: Path, protocol: str, base: str | None, against: Path | N
         changes = history.since(board, base)
     elif against is not None:
         changes = history.against(board, against)
-    return check_board(board, protocol, changes)
+    found = check_board(board, protocol, changes)
+    if found.submissions:
+        _compare_with_code(found)
+    return found
+
+
+def _compare_with_code(found: "Findings") -> None:
+    """What entries say of installed components, where there is what these need."""
+    try:
+        from ..submission import misstated
+    except ModuleNotFoundError as error:
+        found.notes.append(f"entries are not compared with the code of what is installed: {error}")
+        return
+    for path, submission in found.submissions.items():
+        found.problems += ((path, problem) for problem in misstated(submission))
 
 
 def _tell(found: "Findings") -> None:
     """Problems on stdout, what else a reviewer should know on stderr; exits with 4 if there are problems."""
     for note in found.notes:
-        click.echo(note, err=True)
+        _say(note, err=True)
     for path, problem in found.problems:
-        click.echo(f"{path}: {problem}")
+        _say(f"{path}: {problem}")
     click.echo(f"{found.records} records and {found.entries} entries checked, {len(found.problems)} problems", err=True)
     if found.problems:
         click.get_current_context().exit(INVALID)
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """One line of printable characters, for others' texts are in it: terminals and CI jobs obey some of them."""
+    click.echo("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text), err=err)
 
 
 def _check_folder(folder: Path) -> None:
@@ -148,24 +168,30 @@ def verify(
 ) -> None:
     """Run a record's run again and compare.
 
-    Where versions, threads and the trained target are the record's, every number must be equal, bit for bit; elsewhere
-    the record must lie within what seeds explain: those beside the record, and those of --times. Exit code 4 if it
-    does not.
+    Where versions, threads, rounding and the target's weights are the record's, every number must be equal, bit for
+    bit. Elsewhere the clone must lie within what seeds explain, those of --times and those beside the record, and so
+    must what honest users pay, or be the same but for rounding where neither chance nor the attack have a part in it.
+    An entry that the record belongs to is compared with its code.
+
+    Exit code 0 if the record holds, 4 if it does not, 2 if nothing is decided: then more --times are needed.
     """
     from ...leaderboard.store import load
     from ..verify import verify as run_again
 
     record = load(path)
+    wrong = list(_misstated(path, record, code))
+    for line in wrong:
+        _say(line)
     seeds = list(_beside(path, record))
     verdict = run_again(
         record, times=times, code=code, seeds=seeds, data_dir=data_dir, download=download, device=device
     )
     for difference in verdict.differences:
-        click.echo(difference)
-    click.echo(f"{record.run_id}: {verdict.outcome}: {verdict.text}", err=True)
-    if verdict.outcome == "undecided":
+        _say(difference)
+    _say(f"{record.run_id}: {verdict.outcome}: {verdict.text}", err=True)
+    if verdict.outcome == "undecided" and not wrong:
         raise UsageError("nothing is decided")
-    ctx.exit(0 if verdict.holds else INVALID)
+    ctx.exit(0 if verdict.holds and not wrong else INVALID)
 
 
 def _beside(path: Path, record: "Record") -> Iterator["Record"]:
@@ -173,6 +199,17 @@ def _beside(path: Path, record: "Record") -> Iterator["Record"]:
     from ...leaderboard.store import Store
 
     return (each for each in Store(path.resolve().parent).records() if each.run_id != record.run_id)
+
+
+def _misstated(path: Path, record: "Record", code: Path | None) -> Iterator[str]:
+    """What is wrong with entries that the record belongs to, if it lies in a board's folder."""
+    from ...leaderboard.entries import submissions
+    from ..submission import misstated
+
+    board = next((folder.parent for folder in path.resolve().parents if folder.name == "results"), None)
+    for submission in submissions(board / "entries") if board else ():
+        if submission.is_of(record.spec):
+            yield from (f"{submission.entry.name}.json: {problem}" for problem in misstated(submission, code))
 
 
 # -------------------------------------------------------------------------------------------------- submitting

@@ -90,10 +90,22 @@
       head.hidden = lines.every(([, line]) => line.hidden);
       body.replaceChildren(head, ...lines.map(([, line]) => line));
     }
-    const points = 100 * state.drop;
-    one(".tier", table.closest("section")).textContent =
-      `at most ${points} ${points === 1 ? "point" : "points"} of accuracy lost and mean L1 at most ${state.l1}`;
     sortTable(table);
+  }
+
+  function judge(table, tier) {
+    for (const line of all("tbody tr", table)) {
+      [line.cells[5].textContent, line.cells[6].textContent] = tier.attacks[line.dataset.column];
+    }
+    sortTable(table);
+  }
+
+  function nameTier(section) {
+    const points = 100 * state.drop;
+    for (const words of all("span.tier", section)) {
+      words.textContent =
+        `at most ${points} ${points === 1 ? "point" : "points"} of accuracy lost and mean L1 at most ${state.l1}`;
+    }
   }
 
   function draw(chart, data, tier, within) {
@@ -118,7 +130,9 @@
       const caps = ["drop", "l1"].map((kind) => [...new Set(data.tiers.map((each) => each[kind]))]);
       const least = [place(caps[0], state.drop), place(caps[1], state.l1)];
       const within = (row) => data.rows[row].slice(1).every((met, i) => met >= least[i]);
+      nameTier(section);
       rank(one("table.ranking", section), data, tier);
+      judge(one("table.attacks", section), tier);
       for (const row of all(".heat tbody tr", section)) row.hidden = !wantedRow(data, row.dataset.row);
       for (const part of all("details.card, .tiers tbody tr", section)) {
         part.hidden = !wanted(data, part.dataset.defense, "");
@@ -171,11 +185,13 @@
     const text = (cell) => cell.textContent.trim();
     if (mark.dataset.column !== undefined) return text(one(`.attacks tr[data-column="${mark.dataset.column}"] th`, section));
     const [setting, lost, distance, ...shares] = one(`.heat tr[data-row="${mark.dataset.row}"]`, section).cells;
-    const worst = shares.findIndex((cell) => cell.classList.contains("worst"));
-    const attack = text(one(".heat", section).tHead.rows[0].cells[worst + 3]);
-    const name = `${text(setting)} against ${attack}`;
+    const heads = one(".heat", section).tHead.rows[0].cells;
+    const worst = shares.filter((cell) => cell.classList.contains("worst"));
+    const attacks = worst.map((cell) => text(heads[cell.cellIndex])).join("; ");
+    const name = attacks ? `${text(setting)} against ${attacks}` : text(setting);
     if (mark.dataset.read !== undefined) return name;
-    return `${name}\n\u03c3 ${text(shares[worst])}, ${text(lost)} points lost, L1 ${text(distance)}`;
+    const share = text(worst[0] ?? shares.find((cell) => text(cell) !== nothing));
+    return `${name}\n\u03c3 ${share}, ${text(lost)} points lost, L1 ${text(distance)}`;
   }
 
   function describe(mark, vertex) {

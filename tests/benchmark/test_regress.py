@@ -15,7 +15,7 @@ from msbench.benchmark.regress import cells_of, key_of
 from msbench.benchmark.runner import run
 from msbench.benchmark.suite import load
 from msbench.errors import UnknownName, UsageError
-from msbench.leaderboard.baseline import Comparison, compare, load_baseline
+from msbench.leaderboard.baseline import Comparison, Planned, compare, load_baseline
 from msbench.leaderboard.store import Store
 from msbench.targets.datasets.loading import load_dataset
 
@@ -29,6 +29,12 @@ def test_what_no_suite_has() -> None:
         cells_of(load("ci"), attacks=["maze"], defenses=["topk:k=3"])
 
 
+def test_too_few_seeds_are_refused_before_anything_is_run() -> None:
+    with pytest.raises(UsageError, match=r"dualstudent has 2 of the 3 seeds .* give more with --seed"):
+        cells_of(load("ci"), [0, 1])
+    assert {cell.request.seed for cell in cells_of(load("ci"), [5, 6, 7])} == {5, 6, 7}
+
+
 def test_an_attack_s_name_stands_for_all_its_recoveries() -> None:
     asked = {(cell.request.defense, cell.request.recovery) for cell in cells_of(load("ci"), attacks=["dualstudent"])}
     assert asked == {("none", "none"), ("topk:k=3", "argmax")}
@@ -39,10 +45,17 @@ def test_an_attack_s_name_stands_for_all_its_recoveries() -> None:
 def _changes(suite: str, seeds: list[int], folder: Path) -> list[Comparison]:
     """What the gate says of Dual Student on the undefended target, in this process."""
     cells = cells_of(load(suite), seeds, attacks=["dualstudent"], defenses=["none"])
-    records = [(key_of(cell), run(cell.request, store=Store(folder), device="cpu", download=False)) for cell in cells]
-    lines = compare(load_baseline(suite), records, list(dict.fromkeys(map(key_of, cells))))
+    runs = [
+        Planned(
+            cell=key_of(cell),
+            seed=cell.request.seed,
+            record=run(cell.request, store=Store(folder), device="cpu", download=False),
+        )
+        for cell in cells
+    ]
+    lines = compare(load_baseline(suite), runs)
     for line in lines:
-        print(line.metric, line.measured, line.reference, line.threshold, line.verdict)
+        print(line.metric, line.measured, line.low, line.high, line.verdict)
     return [line for line in lines if not line.holds]
 
 

@@ -3,22 +3,51 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from msbench.benchmark.cli.main import cli
 from msbench.benchmark.runner import run
-from msbench.benchmark.spec import RunSpec
+from msbench.benchmark.spec import RunSpec, resolve
+from msbench.benchmark.suite import defense_entry
 from msbench.benchmark.verify import request_of, verify
 from msbench.errors import UsageError
+from msbench.leaderboard.entries import resolved_text
+from msbench.leaderboard.record import SpecInfo, run_id
 from msbench.leaderboard.store import Store, load
 
 pytestmark = pytest.mark.usefixtures("brief")
 
 BUDGET = 300
 BLEND = Path(__file__).parents[1] / "plugin" / "msbench_example_plugin" / "defense.py"
+
+
+ENTRY = """\
+name = "halve"
+title = "Halve"
+authors = ["Ada Lovelace"]
+date = 2026-11-22
+code = "https://example.org"
+license = "MIT"
+defense = "{defense}"
+protocol = "2026.1"
+suite = "smoke"
+"""
+
+
+@dataclass
+class Stub:
+    """As much of a record as says what was run."""
+
+    spec: SpecInfo
+    status: str = "done"
+    target: None = None
+
+    @property
+    def run_id(self) -> str:
+        return run_id(self.spec)
 
 
 @pytest.fixture
@@ -60,6 +89,59 @@ def test_a_record_of_another_s_file_needs_the_file(saved: Callable[..., Path], t
     assert "what is here is not what the record ran: defense is" in other.stderr
 
 
+def test_an_entry_that_a_record_belongs_to_is_compared_with_its_code(
+    saved: Callable[..., Path], store: Store, tmp_path: Path
+) -> None:
+    record = saved(defense=f"{BLEND}:Halve:share=0.2")
+    board = tmp_path / "board"
+    path = board / "results" / record.relative_to(store.root)
+    path.parent.mkdir(parents=True)
+    shutil.copy(record, path)
+    (board / "entries").mkdir()
+    spec = "plugin/defense.py:Halve:share=0.2"
+    resolved = defense_entry(f"{BLEND}:Halve:share=0.2")
+    settings = (resolved.settings[0].model_copy(update={"spec": spec}),)
+    resolved = resolved.model_copy(update={"name": "halve", "settings": settings})
+    (board / "entries" / "halve.toml").write_text(ENTRY.format(defense=spec))
+
+    def verified(**changes: object) -> Result:
+        text = resolved_text(resolved.model_copy(update=changes))
+        (board / "entries" / "halve.json").write_text(text)
+        return call(path, "--code", BLEND.parent)
+
+    assert verified().exit_code == 0
+    forged = verified(family="deterrent", stochastic=True)
+    assert forged.exit_code == 4
+    assert forged.stdout.splitlines() == [
+        "halve.json: family is 'deterrent', by its code 'deterministic'",
+        "halve.json: stochastic is True, by its code False",
+    ]
+    assert "every number is reproduced" in forged.stderr
+
+
+@pytest.mark.parametrize(
+    ("defense", "constant", "defense_seeds"),
+    [
+        ("topk", True, [0, 0]),
+        ("mad", True, [0, 0]),
+        ("noise", False, [0, 1_000_000]),
+        ("noise:per_input=true", True, [0, 0]),
+        ("prada", False, [0, 0]),
+        ("nasty_teacher", False, [0, 1_000_000]),
+        ("topk+noise", False, [0, 1_000_000]),
+    ],
+)
+def test_what_is_paid_for_a_defense_is_compared_by_what_it_does(
+    defense: str, constant: bool, defense_seeds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, asked, judged = Stub(resolve(RunSpec(defense=defense)).info), [], {}
+    monkeypatch.setattr("msbench.benchmark.verify._again", lambda request, _: asked.append(request) or record)
+    monkeypatch.setattr("msbench.benchmark.verify.judge", lambda *_, **told: judged.update(told))
+    verify(record, times=2)  # type: ignore[arg-type]
+    assert [request.defense_seed for request in asked] == defense_seeds
+    assert judged["constant"] is constant
+
+
 def test_fresh_seeds_and_those_beside_the_record_tell_how_far_seeds_spread(
     saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,11 +179,5 @@ def test_what_cannot_be_run_again_is_a_usage_error(saved: Callable[..., Path]) -
     "changes", [{"attack": "knockoff"}, {"attack": "true_data"}, {"recovery": "ddae"}, {"defense": "mad"}]
 )
 def test_what_is_asked_for_again_is_the_same_run(changes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from msbench.benchmark.spec import resolve
-
     plan = resolve(RunSpec(**changes))  # type: ignore[arg-type]
-
-    class Stub:
-        spec = plan.info
-
-    assert resolve(request_of(Stub(), None)).run_id == plan.run_id  # type: ignore[arg-type]
+    assert resolve(request_of(Stub(plan.info), None)).run_id == plan.run_id  # type: ignore[arg-type]

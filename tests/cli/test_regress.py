@@ -14,7 +14,7 @@ from click.testing import Result
 from msbench.benchmark.cli.regress import regress as command
 from msbench.benchmark.launchers.base import Due, Launcher, Outcome, Watcher, settled
 from msbench.benchmark.launchers.local import LocalLauncher
-from msbench.benchmark.regress import cells_of, run_cells
+from msbench.benchmark.regress import Lines, cells_of, run_cells
 from msbench.benchmark.suite import load
 from msbench.leaderboard.baseline import load_baseline
 from msbench.leaderboard.store import Store
@@ -37,14 +37,15 @@ defenses = ["none"]
 
 @pytest.fixture
 def strength(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Replaces the launcher: what each attack reaches, to be changed by the test; others fail."""
+    """Replaces the launcher: what each attack reaches, to be changed by the test; others fail, and so does one seed of
+    an attack of which ``"ATTACK SEED"`` is among them."""
     reached = {"random_noise": 0.8, "dfme": 0.9}
 
     def launch(self: LocalLauncher, due: list[Due], watcher: Watcher, stop: Any) -> None:
         for each in due:
             request = each.cell.request
-            if request.attack not in reached:
-                watcher.ended(each.cell, Outcome(status="failed", reason="it broke"))
+            if request.attack not in reached or f"{request.attack} {request.seed}" in reached:
+                watcher.ended(each.cell, Outcome(status="failed", reason="it \x1b[31mbroke"))
                 continue
             record = made_up(request)
             accuracy = reached[request.attack] + 0.001 * (request.seed % 3)
@@ -68,9 +69,7 @@ def regress(call: Call, tmp_path: Path) -> Callable[..., Result]:
     return invoke
 
 
-def test_held_weaker_stronger_missing(
-    regress: Callable[..., Result], strength: dict[str, float], tmp_path: Path
-) -> None:
+def test_held_weaker_stronger(regress: Callable[..., Result], strength: dict[str, float], tmp_path: Path) -> None:
     made = regress("--update", "--seed", "0-19")
     assert made.exit_code == 0, made.output
     assert len(load_baseline(str(tmp_path / "baseline.json")).cells) == 2
@@ -79,23 +78,59 @@ def test_held_weaker_stronger_missing(
     strength["dfme"] = 0.85
     weaker = regress("--markdown", "summary.md", "--junit", "junit.xml", "--json")
     assert weaker.exit_code == 3, weaker.output
-    lines = json.loads(weaker.stdout)
-    changed = [line for line in lines if line["verdict"] != "held"]
+    told = json.loads(weaker.stdout)
+    assert told["not_done"] == {}
+    changed = [line for line in told["lines"] if line["verdict"] != "held"]
     assert [(line["cell"][3], line["metric"], line["verdict"]) for line in changed] == [
         ("dfme", "clone_accuracy", "weaker")
     ]
-    assert "| digits/lenet5 300 none dfme | clone_accuracy | 0.851 |" in Path("summary.md").read_text()
+    summary = Path("summary.md").read_text()
+    assert f"## Attack strength, suite tiny: 1 of {len(told['lines'])} metrics changed\n" in summary
+    assert "| digits/lenet5 300 none dfme | clone_accuracy | 0.85 … 0.852 | 0.90" in summary
     report = Xml.parse("junit.xml").getroot()
-    assert (report.get("tests"), report.get("failures")) == (str(len(lines)), "1")
+    counts = {name: report.get(name) for name in ("tests", "failures", "errors")}
+    assert counts == {"tests": str(len(told["lines"])), "failures": "1", "errors": "0"}
     assert len(report.findall("testcase/failure")) == 1
     strength["dfme"] = 0.97
     assert regress().exit_code == 3, "suspiciously stronger"
     assert regress("--attack", "random_*").exit_code == 0
+
+
+@pytest.mark.parametrize("strong", [True, False])
+def test_a_run_that_failed_is_named_and_never_passes(
+    strong: bool, regress: Callable[..., Result], strength: dict[str, float]
+) -> None:
+    regress("--update", "--seed", "0-19")
+    strength["dfme 1"] = 0
+    strength["random_noise"] = 0.8 if strong else 0.5
+    result = regress("--markdown", "summary.md", "--junit", "junit.xml", "--json", "--store", "kept")
+    assert result.exit_code == (1 if strong else 3), "what failed hides no regression of another cell"
+    told = json.loads(result.stdout)
+    run = "digits/lenet5 300 none dfme seed 1"
+    assert told["not_done"] == {run: "it [31mbroke"}
+    dfme = [line for line in told["lines"] if line["cell"][3] == "dfme"]
+    assert {(line["verdict"], line["done"], line["planned"]) for line in dfme} == {("missing", 2, 3)}
+    assert f"not done: {run}: it [31mbroke\n" in result.stderr
+    assert f"their logs lie in {Path('kept', '.logs')}\n" in result.stderr
+    summary = Path("summary.md").read_text()
+    assert re.search(r"^## .* suite tiny: 1 of 6 runs not done", summary)
+    assert f"\n- {run}: it [31mbroke\n" in summary
+    assert "| 2 of 3 | missing |" in summary
+    report = Xml.parse("junit.xml").getroot()
+    (error,) = report.findall("testcase/error")
+    assert (report.get("errors"), error.get("message")) == ("1", "it [31mbroke")
+    assert [case.get("classname") for case in report if case.find("error") is not None] == [run]
+    shown = regress()
+    assert re.search(r"dfme +clone_accuracy .* 2 of 3 +missing", shown.stdout)
+
+
+def test_runs_that_failed_all_are_missing(regress: Callable[..., Result], strength: dict[str, float]) -> None:
+    regress("--update", "--seed", "0-19")
     del strength["dfme"]
     failed = regress()
     assert failed.exit_code == 1
-    assert "it broke" in failed.stderr
-    assert "missing" in failed.stdout
+    assert failed.stderr.count("not done: digits/lenet5 300 none dfme seed") == 3
+    assert re.search(r"dfme +clone_accuracy +- .* 0 of 3 +missing", failed.stdout)
 
 
 def test_no_baseline_of_runs_that_failed(
@@ -116,8 +151,10 @@ def test_records_from_before_do_not_count(regress: Callable[..., Result], streng
     assert regress("--store", "kept").exit_code == 0, "unless a store is named"
 
 
-def test_unusable(regress: Callable[..., Result]) -> None:
+def test_unusable(regress: Callable[..., Result], strength: dict[str, float]) -> None:
     assert regress().exit_code == 2, "there is no baseline yet"
+    few = regress("--update", "--seed", "0-3")
+    assert (few.exit_code, "needs 5 seeds at least" in few.stderr) == (2, True)
 
 
 def test_the_action_asks_for_what_there_is() -> None:
@@ -141,7 +178,8 @@ def test_a_run_that_failed_before_is_due_again(tmp_path: Path) -> None:
         def launch(self, due: Sequence[Due], watcher: Watcher, stop: threading.Event) -> None:
             placed.extend(due)
 
-    run_cells(cells, Places(), tmp_path, Watcher(), threading.Event())
+    runs = run_cells(cells, Places(), tmp_path, Lines(len(cells), print), threading.Event())
+    assert [(run.seed, run.done) for run in runs] == [(0, False), (1, False), (2, False)]
     assert [due.cell for due in placed] == cells
     assert [due.stamp for due in placed] == [failed.stat().st_mtime_ns, None, None]
     assert settled(placed[0], store) is None, "its record is no other driver's"

@@ -11,7 +11,7 @@ from msbench.benchmark.cli.sweep_display import LiveWatcher, Tally
 from msbench.benchmark.launchers.base import Due, Outcome, Watcher
 from msbench.benchmark.launchers.local import LocalLauncher
 from msbench.benchmark.suite import plans
-from msbench.leaderboard.store import Store
+from msbench.leaderboard.store import Store, relative_path
 from msbench.leaderboard.suites import load_suite
 from rich.console import Console
 
@@ -95,6 +95,19 @@ def test_failures_are_named_left_alone_and_retried_when_asked_for(call, fake: Fa
     assert call("sweep", "some.toml", "--retry-failed").exit_code == 0
     assert {run.cell.request.attack for run in fake.placed[2]} == {"maze"}
     assert len(fake.placed[2]) == 4
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_run_in_whose_place_another_s_record_stands_is_due(call, fake: Fake, tmp_path: Path) -> None:
+    call("sweep", "some.toml")
+    first, second, *_ = fake.placed[0]
+    store = Store(tmp_path / "runs")
+    places = [store.root / relative_path(run.cell.info) for run in (first, second)]
+    places[1].write_text(places[0].read_text())
+    again = call("sweep", "some.toml")
+    assert [run.cell.run_id for run in fake.placed[1]] == [second.cell.run_id]
+    assert f"holds run {first.cell.run_id}, but is named after {second.cell.run_id}" in again.stderr
+    assert store.get(second.cell.info) is not None
 
 
 def test_runs_that_could_not_begin_and_a_stop_have_their_own_exit_codes(call, fake: Fake) -> None:

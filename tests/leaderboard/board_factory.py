@@ -8,7 +8,6 @@ from typing import Any
 from msbench.leaderboard.board import (
     DROP_CAPS,
     L1_CAPS,
-    AttackLine,
     Board,
     BoardTable,
     GateLine,
@@ -18,6 +17,7 @@ from msbench.leaderboard.board import (
     Tier,
     meets,
 )
+from msbench.leaderboard.board_attacks import AttackLine
 from msbench.leaderboard.record import ComponentInfo
 from msbench.leaderboard.scoring import Estimate
 from msbench.leaderboard.suites import Column, DefenseEntry, DefenseSetting, Setting
@@ -101,6 +101,7 @@ def _row(defense: int, setting: str, strength: float, columns: tuple[Column, ...
         setting=setting,
         scores=scores,
         worst=worst,
+        worst_cases=(worst,),
         complete=True,
         accuracy=ACCURACY - drop,
         drop=drop,
@@ -133,7 +134,8 @@ def _tier(drop: float, l1: float, rows: list[Row], defenses: list[DefenseEntry])
             lacking = not all(row.complete for row in rows if row.defense == defense)
             why = "runs are missing" if lacking else "no setting meets both caps"
             places.append(Placed(defense=defense, row=None, rank=None, why=why))
-    return Tier(drop=drop, l1=l1, placed=tuple(places))
+    judged = [rows[row] for defense, row in best.items() if defenses[defense].family != "control"]
+    return Tier(drop=drop, l1=l1, placed=tuple(places), attacks=tuple(_attack(i, judged) for i in range(len(ATTACKS))))
 
 
 def _sigma(row: Row) -> float:
@@ -160,7 +162,7 @@ def make_table(
     if missing:
         scores = tuple(None if i == 1 else score for i, score in enumerate(rows[-1].scores))
         worst = max((i for i in (0, 2, 3, 4)), key=lambda i: rows[-1].scores[i].sigma.mean)
-        rows[-1] = dataclasses.replace(rows[-1], scores=scores, complete=False, worst=worst)
+        rows[-1] = dataclasses.replace(rows[-1], scores=scores, complete=False, worst=worst, worst_cases=(worst,))
     runs = len(SEEDS) * (len(rows) * 5 + 2)
     table = BoardTable(
         target="digits/lenet5",
@@ -174,7 +176,6 @@ def make_table(
         rows=tuple(rows),
         gate=tuple(_gate(i, rows[0]) for i, column in enumerate(columns) if column.role == "ranked"),
         tiers=tuple(_tier(drop, l1, rows, defenses) for drop in DROP_CAPS for l1 in L1_CAPS),
-        attacks=tuple(_attack(i, rows) for i in range(len(columns))),
         runs_done=runs - 3 * missing,
         runs_planned=runs,
         targets=("ab" * 32,),
@@ -190,10 +191,19 @@ def _gate(column: int, undefended: Row) -> GateLine:
 
 
 def _attack(column: int, rows: list[Row]) -> AttackLine:
-    shares = [row.scores[column].sigma.mean for row in rows if row.complete and row.scores[column]]
-    worst_for = sum(row.worst == column for row in rows if row.complete)
-    mean = sum(shares) / len(shares) if len(shares) > 1 else None
+    shares = [row.scores[column].sigma.mean for row in rows if row.scores[column]]
+    worst_for = sum(column in row.worst_cases for row in rows) if rows and ATTACKS[column][2] == "ranked" else None
+    mean = sum(shares) / len(shares) if shares else None
     return AttackLine(column=column, sigma=mean, worst_for=worst_for, queries_to_half=15_360.0, seconds=42.0)
+
+
+def without_worst_case(table: BoardTable, row: int) -> BoardTable:
+    """The same table, from one of whose settings no attack stole anything."""
+    scores = tuple(
+        score and dataclasses.replace(score, sigma=Estimate(0.0, 0.0, len(SEEDS))) for score in table.rows[row].scores
+    )
+    changed = dataclasses.replace(table.rows[row], scores=scores, worst=0, worst_cases=())
+    return dataclasses.replace(table, rows=(*table.rows[:row], changed, *table.rows[row + 1 :]))
 
 
 def closed(table: BoardTable) -> BoardTable:

@@ -65,6 +65,16 @@ def test_an_edited_record_is_refused(board):
     assert any("its end is not stolen.clone_accuracy" in text for text in problems(board))
 
 
+def test_a_record_that_leaves_a_cost_out_is_refused(board):
+    first = record_files(board)[0]
+    text = first.read_text()
+    edit(first, paid__shifted=None)
+    assert any("paid.shifted is missing" in problem for problem in problems(board))
+    first.write_text(text)
+    edit(first, env__arithmetic=None)
+    assert any("env.arithmetic is missing" in problem for problem in problems(board))
+
+
 def test_a_record_of_other_hyperparameters_is_refused_and_the_difference_is_named(board, make_record):
     (info, *_) = runs_of(suite(BLEND)).values()
     other = info.model_copy(update={"attack": component("dualstudent", lr_student=0.003)})
@@ -268,7 +278,7 @@ def test_a_stronger_attack_stands_apart_and_names_what_it_lowers(board, make_rec
     resolved = AttackEntry(
         name="crowbar", tables=(TableColumns(target="digits/lenet5", budget=20_000, columns=columns),)
     )
-    text = ENTRY.replace('name = "blend"', 'name = "crowbar"').replace('defense = "blend"', 'attack = "crowbar.py:C"')
+    text = ENTRY.replace('name = "blend"', 'name = "crowbar"').replace('defense = "blend"', 'attack = "crowbar"')
     path = write_entry(board, resolved, text)
     submission = read_submission(path)
     store = Store(board / "results")

@@ -89,7 +89,7 @@ def test_markdown_and_csv_say_the_same_numbers(laid):
     lines = list(csv.DictReader(io.StringIO(to_csv(laid))))
     tables = parsed(to_markdown(laid))
     cells = next(rows for title, rows in tables.items() if "every setting" in title)
-    rankings = [rows for title, rows in tables.items() if "drop ≤ 1 points" in title]
+    rankings = [rows for title, rows in tables.items() if "defenses · drop ≤ 1 points" in title]
     assert len(rankings) == 2
     compared = 0
     for line in lines:
@@ -120,12 +120,13 @@ def test_markdown_and_csv_say_the_same_numbers(laid):
 
 
 def test_attacks_agree_with_json(laid):
-    (rows,) = [rows for title, rows in parsed(to_markdown(laid)).items() if title.endswith("attacks")]
+    (rows,) = [rows for title, rows in parsed(to_markdown(laid)).items() if "· attacks · drop ≤ 1 points" in title]
     data = json.loads(to_json(laid))
     for row, exact in zip(rows, data["attacks"], strict=True):
         assert row["attack"].removesuffix(" *") == exact["attack"]
         for heading, names, unit, digits in (
             (f"mean {SIGMA}", ("sigma",), 1, 2),
+            ("worst case for", ("worst_for",), 1, 0),
             ("queries to half", ("queries_to_half",), 1, 0),
             ("s per 100k", ("seconds",), 1, 1),
             ("clone acc. %", ("clone_accuracy", "clone_accuracy_interval"), 100, 1),
@@ -144,8 +145,8 @@ def test_terminal_and_latex_show_the_same_grids(laid):
         for row, worst in zip(grid.rows, grid.worst, strict=True):
             assert any(all(text in line for text in row) for line in terminal.splitlines())
             texts = [escape_latex(text) for text in row]
-            if worst is not None:
-                texts[worst] = rf"\textbf{{{texts[worst]}}}"
+            for i in worst:
+                texts[i] = rf"\textbf{{{texts[i]}}}"
             assert " & ".join(texts) + r" \\" in latex
 
 
@@ -189,6 +190,49 @@ def test_a_closed_table_says_why(make_suite, make_runs):
     assert "Nothing is ranked: dfme: the baseline has no reference for it; maze:" in to_markdown(laid)
 
 
+def test_every_format_names_all_that_tie_and_nobody_where_nothing_was_stolen(make_suite, make_runs, make_entry):
+    suite = make_suite([make_entry("tied"), make_entry("safe")])
+    reached = {"tied": {"dfme": 0.5, "maze": 0.5, "dfme + argmax": 0.3}, "safe": dict.fromkeys(COLUMNS, 0.1)}
+
+    def found(setting, column, seed):
+        return reached.get(setting, {"dfme": 0.9}).get(column, 0.8)
+
+    laid = sheets(make_board(suite, make_runs(suite, found), None))
+    ranking, cells, attacks = grids(laid)
+    assert {row[0]: row[3] for row in ranking.rows[3:]} == {"safe": MISSING, "tied": "dfme; maze"}
+    named = dict(zip((row[0] for row in cells.rows), cells.worst, strict=True))
+    assert named == {"none": (1,), "temperature:t=2": (1,), "label_only": (1,), "tied": (1, 2), "safe": ()}
+    assert [row[:3] for row in attacks.rows] == [
+        ["dfme", "0.23", "1"],
+        ["maze", "0.23", "1"],
+        [COLUMNS[2], "0.11", "0"],
+    ]
+    share = f"{0.4 / 0.887:.2f} ± 0.00"
+    assert f"| tied | **{share}** | **{share}** | 0.23 ± 0.00 |" in to_markdown(laid)
+    assert "| safe | 0.00 ± 0.00 | 0.00 ± 0.00 | 0.00 ± 0.00 |" in to_markdown(laid)
+    shares = r" & \textbf{0.45 $\pm$ 0.00}" * 2
+    assert f"tied{shares} & 0.23" in to_latex(laid)
+    lines = {(line["setting"], line["attack"]): line for line in csv.DictReader(io.StringIO(to_csv(laid)))}
+    data = {(one["setting"], one["attack"]): one["worst"] for one in json.loads(to_json(laid))["cells"]}
+    for column in COLUMNS:
+        assert (lines["safe", column]["worst_case"], lines["safe", column]["worst"]) == ("", "False")
+        assert lines["tied", column]["worst_case"] == "dfme; maze"
+        assert lines["tied", column]["worst"] == str(data["tied", column]) == str(column in ("dfme", "maze"))
+    settings = {one["setting"]: one["worst_case"] for one in json.loads(to_json(laid))["settings"]}
+    assert (settings["tied"], settings["safe"]) == ("dfme; maze", None)
+
+
+def test_attacks_are_judged_at_the_tier_that_is_asked_for(board):
+    for drop, l1, defenses in ((0.01, 0.5, 2), (0.05, 1.0, 3)):
+        laid = sheets(board, drop, l1)
+        (title,) = [grid.title for grid in grids(laid) if "· attacks ·" in grid.title]
+        assert title.endswith(f"drop ≤ {100 * drop:g} points, L1 ≤ {l1:g}")
+        entered = laid.settings[laid.settings.placed & (laid.settings.family != "control")]
+        assert laid.attacks.worst_for.tolist()[:3] == [defenses, 0, 0]
+        found = laid.cells.merge(entered[["table", "setting"]]).groupby("attack", sort=False).sigma.mean()
+        assert found.tolist() == pytest.approx(laid.attacks.sigma.tolist()[:3])
+
+
 def test_another_tier_is_another_ranking(board):
     wide = sheets(board, 0.05, 1.0)
     placed = wide.settings[wide.settings.placed]
@@ -221,7 +265,8 @@ def test_what_no_record_knows_is_missing(make_suite, make_runs):
         record.stolen.queries_to_half = None
     laid = sheets(make_board(suite, records, None))
     (row, *_), *_ = parsed(to_markdown(laid)).values()
-    assert (row[f"worst case {SIGMA}"], row["shifted drop"]) == ("0.45", MISSING)
+    assert (row[f"worst case {SIGMA}"], row["shifted drop"]) == (MISSING, MISSING)
+    assert "costs on the shifted copy were not measured" in row.values()
     assert printed(to_rich(laid))
     assert to_latex(laid)
 

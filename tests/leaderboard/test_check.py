@@ -41,6 +41,10 @@ def test_what_the_store_writes_has_no_problem(tmp_path, make_record):
         ({"stolen__kl": 28.0}, "more than floored probabilities allow"),
         ({"paid__nll": 28.0}, "more than floored probabilities allow"),
         ({"paid__defended_accuracy": 0.9}, "changed by 0.087, but only 0 of the top classes did"),
+        (
+            {"paid__shifted": {"images": 1000, "undefended": 0.9, "defended": 0.94, "argmax_changed": 0.03, "l1": 0.1}},
+            "shifted accuracy changed by 0.04, but only 0.03 of the top classes did",
+        ),
         ({"paid__l1": {"mean": 0.3, "p95": 0.2, "max": 0.5}}, "l1 cannot have a mean of 0.3"),
         ({"paid__l1": {"mean": 0.001, "p95": 0.2, "max": 0.5}}, "l1 cannot have a mean of 0.001"),
         ({"paid__l1_queries": {"mean": 0.08, "p95": 0.6, "max": 0.5}}, "l1_queries cannot have"),

@@ -69,6 +69,14 @@ def test_the_heat_map_says_what_is_missing(board):
     assert image[3].tolist() == pytest.approx([(0.31 - 0.1) / 0.887] * 3)
 
 
+def test_the_heat_map_marks_all_that_tie_and_nobody_where_nothing_was_stolen(make_suite, make_runs, make_entry):
+    suite = make_suite([make_entry("tied"), make_entry("safe")])
+    reached = {"tied": {"dfme + argmax": 0.3}, "safe": dict.fromkeys(("dfme", "maze", "dfme + argmax"), 0.1)}
+    records = make_runs(suite, lambda setting, column, seed: reached.get(setting, {}).get(column, 0.5))
+    weights = [text.get_weight() for text in heat(make_board(suite, records, None).tables[0]).axes[0].texts]
+    assert weights == 3 * 3 * ["bold"] + ["bold", "bold", "normal"] + 3 * ["normal"]
+
+
 def test_an_empty_board_has_figures(make_suite):
     board = make_board(make_suite(), [], None)
     assert all(len(data) > 1000 for _, data in figures(board, "svg"))

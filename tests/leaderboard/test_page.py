@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from msbench.leaderboard.board import Board
+from msbench.leaderboard.board import SHOWN_FIRST, Board
 from msbench.leaderboard.site import render_page
 
 pytestmark = pytest.mark.browser
@@ -143,9 +143,15 @@ def test_each_tier_shows_what_the_board_places_there(page: Page, board: Board) -
                 assert page.visible(f"#t{number} svg[data-kind={kind}] .cap.on", "Number(e.dataset.cap)") == [
                     getattr(tier, kind)
                 ]
+            shown = page.visible(f"#t{number} .attacks tbody tr", "[e.cells[5].textContent, e.cells[6].textContent]")
+            attacks = next(t for t in table.tiers if (t.drop, t.l1) == (tier.drop, tier.l1)).attacks
+            means = [NOTHING if line.sigma is None else f"{line.sigma:.2f}" for line in attacks]
+            counts = [NOTHING if line.worst_for is None else str(line.worst_for) for line in attacks]
+            assert shown == list(map(list, zip(means, counts, strict=True)))
             drawn = page.visible(f"#t{number} svg[data-kind=defenses] path.line", "e.dataset.row")
             assert sorted(drawn) == sorted(str(p.row) for p in places if p.row is not None)
-    assert "at most 5 points of accuracy lost and mean L1 at most 1" in page.run("return document.body.innerText")
+    words = "at most 5 points of accuracy lost and mean L1 at most 1"
+    assert page.visible(".caption span.tier", "e.textContent") == [words] * 2 * len(board.tables)
 
 
 def test_sorting_orders_numbers_as_numbers_and_puts_what_is_missing_last(page: Page, board: Board) -> None:
@@ -167,9 +173,10 @@ def test_sorting_orders_numbers_as_numbers_and_puts_what_is_missing_last(page: P
         float(f"{100 * row.drop:.1f}") for row in table.rows
     )
     page.run("document.querySelectorAll('#t0 .attacks thead button')[6].click()")
-    assert page.visible("#t0 .attacks tbody tr", "Number(e.cells[6].textContent)") == sorted(
-        line.worst_for for line in table.attacks
-    )
+    tier = next(tier for tier in table.tiers if (tier.drop, tier.l1) == SHOWN_FIRST)
+    ranked = sorted(line.worst_for for line in tier.attacks if line.worst_for is not None)
+    shown = page.visible("#t0 .attacks tbody tr", "e.cells[6].textContent")
+    assert shown == [*map(str, ranked), *[NOTHING] * (len(tier.attacks) - len(ranked))]
 
 
 def test_a_sorted_ranking_stays_in_its_classes_and_sorted_when_the_tier_changes(page: Page) -> None:
@@ -228,6 +235,21 @@ def test_tooltips_of_pointer_and_keys_say_what_the_board_says(page: Page, board:
         ActionChains(page.driver).send_keys(Keys.ARROW_RIGHT).perform()
     ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
     assert page.tip() is None
+
+
+def test_where_nothing_was_stolen_a_tooltip_names_no_attack(chromium, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    table = factory.without_worst_case(factory.make_table(), 3)
+    page = Page(chromium, write(tmp_path, factory.board_of(table)))
+    page.choose("drop", 0.05)
+    page.choose("l1", 1.0)
+    mark = page.driver.find_element(By.CSS_SELECTOR, '#t0 svg[data-kind=l1] [data-row="3"]')
+    page.run("arguments[0].focus()", mark)
+    row = table.rows[3]
+    cost = f"{100 * row.drop:.1f} points lost, L1 {row.l1:.2f}"
+    assert page.tip() == f"{row.setting}\n\N{GREEK SMALL LETTER SIGMA} 0.00 ± 0.00, {cost}"
+    page.check_quiet()
 
 
 def test_it_is_legible_in_both_themes_and_the_switch_switches(page: Page) -> None:

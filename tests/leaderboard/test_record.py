@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msbench.leaderboard.record
 import pytest
-from msbench.leaderboard.record import schema_text
+from msbench.leaderboard.record import SCHEMA_VERSION, schema_text
 from pydantic import ValidationError
 
 _IMPORT_ALL = """
@@ -43,3 +43,21 @@ def test_parameters_must_be_finite_at_any_depth(make_record, value):
 def test_failed_record_needs_its_error(make_record):
     with pytest.raises(ValidationError, match="needs error"):
         make_record(status="failed", error=None)
+
+
+@pytest.mark.parametrize(
+    ("missing", "since"), [({"paid__shifted": None}, 4), ({"env__arithmetic": None}, 5)], ids=["shifted", "arithmetic"]
+)
+def test_what_every_run_measures_is_missing_only_before_it_was_measured(make_record, missing, since):
+    (place,) = missing
+    assert make_record(schema_version=since - 1, **missing).status == "done"
+    for version in range(since, SCHEMA_VERSION + 1):
+        with pytest.raises(
+            ValidationError, match=f"{place.replace('__', '.')} is missing.* since schema version {since}"
+        ):
+            make_record(schema_version=version, **missing)
+
+
+def test_a_gpu_has_no_arithmetic_and_a_failed_run_no_measurement(make_record):
+    assert make_record(env__device="NVIDIA H200", env__arithmetic=None).env.arithmetic is None
+    assert make_record(status="failed", env__arithmetic=None).paid is None

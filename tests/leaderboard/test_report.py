@@ -54,7 +54,7 @@ def test_table_says_what_was_measured(scores):
         ["label_only", "60.0 (n=1)", MISSING, "≥ 0.56 dfme"],
     ]
     assert [row[4:] for row in grid.rows] == [["98.7", "0.08"]] * 2
-    assert grid.worst == [2, 1]
+    assert grid.worst == [(2,), (1,)]
     assert grid.notes[-1] == "Flag: looks odd (maze against topk:k=3)"
 
 

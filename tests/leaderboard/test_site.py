@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msbench.errors import UsageError
 from msbench.leaderboard.board import L1_CAPS, SHOWN_FIRST, Board
+from msbench.leaderboard.board_report import grids, sheets, to_markdown
+from msbench.leaderboard.scoring import RANK
 from msbench.leaderboard.site import render_page
 from msbench.leaderboard.site_charts import attack_curves, defense_curves, pareto, scatters
 
@@ -161,6 +163,56 @@ def test_the_ranking_is_the_shown_tier_s(board: Board) -> None:
             assert [each for each in lines if each in of_family] == of_family
 
 
+def cells_of(html: str, line: str) -> list[str]:
+    """The texts of the cells of a table's line that begins so."""
+    (found,) = re.findall(rf"<tr {re.escape(line)}[^>]*>(.*)", html)
+    return [" ".join(Page(cell).text.split()) for cell in re.split("<t[dh][^>]*>", found)[1:]]
+
+
+def test_the_attacks_are_judged_as_in_the_reports(board: Board) -> None:
+    def lines(drop: float, l1: float) -> list[list[str]]:
+        return next(grid.rows for grid in grids(sheets(board, drop, l1)) if "· attacks ·" in grid.title)
+
+    html = render(board).partition("<h3>The attacks</h3>")[2].partition("<h3>The attacks</h3>")
+    for number, (name, *judged, _, _, _, _, _, _) in enumerate(lines(*SHOWN_FIRST)):
+        cells = cells_of(html[0], f'data-column="{number}"')
+        assert (cells[0], *cells[5:7]) == (name.removesuffix(" *"), *judged)
+        assert ("*" in name) == (cells[1] != "ranked") == (cells[6] == "\N{EN DASH}")
+    tiers = json.loads(re.search(r'id="data">(.*?)</script>', html[2], re.DOTALL)[1])["tables"][0]["tiers"]
+    for tier in tiers[::5]:
+        assert tier["attacks"] == [line[1:3] for line in lines(tier["drop"], tier["l1"])]
+
+
+def test_the_page_and_the_reports_say_in_the_same_words_how_ranks_are_made(board: Board) -> None:
+    (note,) = {line for line in to_markdown(sheets(board)).splitlines() if line.startswith("- Rank: ")}
+    said = note.removeprefix("- Rank: ").removesuffix(" Controls have none.")
+    assert said == f"{RANK}."
+    assert f"Ranks. Each class has its own: {said} Controls have none." in Page(render(board)).text
+
+
+def test_all_that_tie_are_named_and_nobody_where_nothing_was_stolen(board: Board) -> None:
+    table = board.tables[0]
+    tier = next(tier for tier in table.tiers if (tier.drop, tier.l1) == SHOWN_FIRST)
+    tied, safe = [one.row for one in tier.placed if one.rank][:2]
+    rows = list(table.rows)
+    rows[tied] = dataclasses.replace(rows[tied], worst_cases=(0, 1))
+    html = render(factory.board_of(factory.without_worst_case(dataclasses.replace(table, rows=tuple(rows)), safe)))
+    ranking, heat = (
+        html.partition(f'class="sortable {name}"')[2].partition("</table>")[0] for name in ("ranking", "heat")
+    )
+    nothing = "\N{EN DASH}"
+    assert cells_of(ranking, f'data-row="{tied}"')[3] == "dualstudent; dualstudent + argmax"
+    assert cells_of(ranking, f'data-row="{safe}"')[2:5] == ["0.00 ± 0.00", nothing, nothing]
+    lines = [re.findall(rf'<tr data-row="{row}"[^>]*>(.*)', heat)[0] for row in (tied, safe)]
+    marked = [[" worst" in cell for cell in line.split("<td")[3:]] for line in lines]
+    assert marked == [[True, True, False, False, False], [False] * 5]
+    cards = html.partition("<h3>The defenses</h3>")[2]
+    settings = {setting: rest for setting, rest in re.findall(r'<tr><th scope="row">(.*?)<td>(.*)', cards)}
+    assert settings[rows[safe].setting].split("<td>")[1::5] == [nothing, nothing]
+    linked = re.findall(r"-s0-(\w{12})\.json", settings[rows[tied].setting])
+    assert linked == [run for column in (0, 1) for run in rows[tied].scores[column].run_ids]
+
+
 def test_a_closed_gate_says_why_and_draws_no_front(board: Board) -> None:
     opened, shut = (factory.board_of(table) for table in board.tables)
     assert "Gate open" in render(opened) and 'class="front"' in render(opened)
@@ -185,19 +237,23 @@ def test_an_empty_board_is_a_page(board: Board) -> None:
     table = board.tables[0]
     rows = [
         dataclasses.replace(
-            row, scores=(None,) * len(row.scores), worst=None, complete=False,
+            row, scores=(None,) * len(row.scores), worst=None, worst_cases=(), complete=False,
             accuracy=None, drop=None, l1=None, shifted_drop=None, latency=None, flags=(),
         )
         for row in table.rows
     ]  # fmt: skip
+    nothing = {"sigma": None, "queries_to_half": None, "seconds": None}
     tiers = [
-        dataclasses.replace(tier, placed=tuple(dataclasses.replace(p, row=None, rank=None) for p in tier.placed))
+        dataclasses.replace(
+            tier,
+            placed=tuple(dataclasses.replace(p, row=None, rank=None) for p in tier.placed),
+            attacks=tuple(dataclasses.replace(line, **nothing) for line in tier.attacks),
+        )
         for tier in table.tiers
     ]
     gate = tuple(dataclasses.replace(line, measured=None, holds=False) for line in table.gate)
-    attacks = tuple(dataclasses.replace(line, sigma=None, queries_to_half=None, seconds=None) for line in table.attacks)
     empty = dataclasses.replace(
-        table, rows=tuple(rows), tiers=tuple(tiers), gate=gate, attacks=attacks,
+        table, rows=tuple(rows), tiers=tuple(tiers), gate=gate,
         accuracy=None, runs_done=0, blockers=("runs are missing",),
     )  # fmt: skip
     page = Page(render(factory.board_of(empty)))

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -61,6 +62,8 @@ def test_canonical_text_is_sorted_indented_and_ends_with_one_newline(make_record
         ({"protocol": "2020.1"}, "protocol 2020.1 is not spec.protocol"),
         ({"budget__spent": 60_001}, "spent 60001 queries"),
         ({"paid": None}, "done needs target, stolen and paid"),
+        ({"paid__shifted": None}, "paid.shifted is missing"),
+        ({"env__arithmetic": None}, "env.arithmetic is missing"),
     ],
 )
 def test_invalid_text_is_refused_with_the_first_reason(make_record, changes, reason):
@@ -170,6 +173,20 @@ def test_unreadable_files_are_skipped_with_one_warning_each(store, make_record):
     assert len(messages) == 2
     assert "none-s7-truncated.json: Invalid JSON" in messages[0]
     assert "none-s8-future.json: schema_version: " in messages[1]
+
+
+def test_another_run_s_record_in_its_place_is_a_warning_and_not_the_run_s(store, make_record):
+    mine, other = make_record(), make_record(spec__attack="dualstudent:lr_student=0.003")
+    path = store.path_of(mine)
+    path.parent.mkdir(parents=True)
+    path.write_text(dumps(other))
+    told = f"{path}: holds run {other.run_id}, but is named after {mine.run_id}"
+    for found in (lambda: store.get(mine.spec), lambda: store.find(mine.run_id)):
+        with pytest.warns(UserWarning, match=re.escape(told)):
+            assert found() is None
+    assert list(store.records()) == [other]
+    store.save(mine)
+    assert store.get(mine.spec) == store.find(mine.run_id) == mine
 
 
 def test_of_many_unreadable_files_ten_are_named_and_the_rest_counted(store, make_record):

@@ -1,18 +1,19 @@
 """From a scaffold to a checked board: entry, submit, check, with records that were made up for the occasion."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from msbench.benchmark.cli.main import cli
-from msbench.benchmark.submission import collect
+from msbench.benchmark.submission import collect, misstated
 from msbench.benchmark.suite import defense_entry
 from msbench.leaderboard import baseline, suites
 from msbench.leaderboard.board_check import runs_of
-from msbench.leaderboard.entries import alone
+from msbench.leaderboard.entries import AttackEntry, Submission, TableColumns, alone, read_entry, read_submission
 from msbench.leaderboard.store import Store
 
-from .tiny_board import record_of, suite, write_suites
+from .tiny_board import ENTRY, column, record_of, suite, write_entry, write_suites
 
 SPEC = "blue_moon/msbench_blue_moon.py:BlueMoon"
 
@@ -160,3 +161,116 @@ def test_an_attack_is_submitted_against_what_the_suite_defends_with(entry, make_
     done = submit(sun)
     assert done.exit_code == 0, done.output
     assert f"red-sun steals {(0.703 - 0.1) / (0.987 - 0.1):.3f} of label_only" in done.stderr
+
+
+# ----------------------------------------------------------------------------------- entries beside their code
+
+CHAIN = "topk:k=3+rounding:decimals=2"
+
+
+def chain(**changes):
+    """An entry of components that are installed, on the board; it has no runs, which is another problem."""
+    resolved = defense_entry(CHAIN).model_copy(update={"name": "blend", **changes})
+    return write_entry(Path("board"), resolved, ENTRY.replace('defense = "blend"', f'defense = "{CHAIN}"'))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"family": "deterrent"}, "family is 'deterrent', by its code 'deterministic'"),
+        ({"stochastic": True}, "stochastic is True, by its code False"),
+        ({"argmax_preserving": True}, "argmax_preserving is True, by its code False"),
+        ({"weakness": "none"}, "weakness is 'none', by its code ''"),
+    ],
+)
+def test_an_entry_of_what_is_installed_is_compared_with_its_code(entry, changes, field):
+    path = chain()
+    assert list(misstated(read_submission(path))) == []
+    assert "by its code" not in call("leaderboard", "check", "--board", "board").stdout
+    chain(**changes)
+    assert list(misstated(read_submission(path))) == [field]
+    checked = call("leaderboard", "check", "--board", "board")
+    assert checked.exit_code == 4
+    assert f"{path}: {field}" in checked.stdout
+
+
+def test_a_setting_of_what_is_installed_is_compared_with_its_code(entry):
+    (setting,) = defense_entry(CHAIN).settings
+    params = setting.resolved.params | {"0.renormalize": False}
+    resolved = setting.resolved.model_copy(update={"version": "9+9", "params": params})
+    path = chain(settings=(setting.model_copy(update={"labels_only": True, "resolved": resolved}),))
+    assert [line.partition(" is ")[0] for line in misstated(read_submission(path))] == [
+        "settings.0.labels_only",
+        "settings.0.resolved.params.0.renormalize",
+        "settings.0.resolved.version",
+    ]
+
+
+def test_an_upper_bound_that_calls_itself_ranked_is_found_by_its_code(entry):
+    text = ENTRY.replace('defense = "blend"', 'attack = "true_data"')
+    tables = (TableColumns(target="digits/lenet5", budget=20_000, columns=(column("true_data"),)),)
+    path = write_entry(Path("board"), AttackEntry(name="blend", tables=tables), text)
+    (line,) = misstated(read_submission(path))
+    assert line.startswith("its code does not resolve: true_data")
+    assert "is an upper bound" in line
+
+
+def test_nothing_that_an_entry_names_is_imported_by_a_check(entry, monkeypatch):
+    Path("trap.py").write_text("from pathlib import Path; Path('imported').touch()")
+    monkeypatch.syspath_prepend(Path.cwd())
+    resolved = defense_entry("topk:k=3").model_copy(update={"name": "blend"})
+    (setting,) = resolved.settings
+    for spec in ("trap.py:Trap", "trap:Trap", "topk:k=3+trap.py:Trap"):
+        text = ENTRY.replace('defense = "blend"', f'defense = "{spec}"')
+        name = spec.replace("topk:k=3", "topk")
+        component = setting.resolved.model_copy(update={"name": name, "params": {"0.k": 3}})
+        settings = (setting.model_copy(update={"spec": spec, "resolved": component}),)
+        path = write_entry(Path("board"), resolved.model_copy(update={"settings": settings}), text)
+        assert list(misstated(read_submission(path))) == []
+        assert "blend.toml: none of its" in call("leaderboard", "check", "--board", "board").stdout
+    text = ENTRY.replace('defense = "blend"', 'attack = "dfme"') + 'recoveries = ["trap.py:Trap"]\n'
+    Path("blend.toml").write_text(text)
+    tables = (TableColumns(target="digits/lenet5", budget=20_000, columns=(column("dfme", "trap.py:Trap"),)),)
+    attack = Submission(read_entry(Path("blend.toml")), AttackEntry(name="blend", tables=tables))
+    assert list(misstated(attack)) == []
+    assert not Path("imported").exists()
+    assert "defines no 'Trap'" in next(misstated(attack, Path.cwd()))
+    assert Path("imported").exists()
+
+
+def test_an_entry_of_a_file_is_compared_with_the_file_where_it_lies(entry, make_record):
+    runs(entry, make_record)
+    assert submit(entry).exit_code == 0
+    submission = read_submission(Path("board/entries/blue-moon.toml"))
+    assert list(misstated(submission)) == []
+    assert list(misstated(submission, Path("blue_moon"))) == []
+    forged = submission.resolved.model_copy(update={"stochastic": True})
+    assert list(misstated(Submission(submission.entry, forged), Path("blue_moon"))) == [
+        "stochastic is True, by its code False"
+    ]
+    module = Path("blue_moon/msbench_blue_moon.py")
+    module.write_text(module.read_text() + "# changed\n")
+    assert {line.partition(" is ")[0].rpartition(".")[2] for line in misstated(submission, Path("blue_moon"))} == {
+        "version"
+    }
+    assert "does not resolve: no file" in next(misstated(submission, Path("elsewhere")))
+
+
+def test_where_components_cannot_be_loaded_a_check_says_so(entry, monkeypatch):
+    chain(family="deterrent")
+    monkeypatch.setitem(sys.modules, "msbench.benchmark.submission", None)
+    checked = call("leaderboard", "check", "--board", "board")
+    assert "by its code" not in checked.stdout
+    assert "entries are not compared with the code of what is installed: import of" in checked.stderr
+
+
+def test_what_a_check_prints_of_others_is_printable(entry):
+    folder = Path("board/results")
+    folder.mkdir()
+    (folder / "x\n::error::y.json").write_text('{"\\n::error::z": 1}')
+    checked = call("leaderboard", "check", "--board", "board")
+    assert checked.exit_code == 4
+    assert all(line.isprintable() and not line.startswith("::") for line in checked.stdout.splitlines())
+    listed = call("leaderboard", "check", "board/results")
+    assert all(line.isprintable() and not line.startswith("::") for line in listed.stdout.splitlines())
+    assert "\\n::error::y" in checked.stdout and "\\n::error::y" in listed.stdout
