@@ -69,9 +69,10 @@ def _cells(line: str) -> list[str]:
 def _measured(asked: RunSpec) -> str:
     """The agreement over all seeds that are recorded."""
     spec = resolve(asked).info
+    folder = RECORDS / asked.target / spec.defense.name / spec.attack.name
     found = [
         record
-        for record in Store(RECORDS / asked.target / asked.defense.partition(":")[0] / asked.attack).records()
+        for record in Store(folder).records()
         if record.status == "done" and record.spec.without_seeds() == spec.without_seeds()
     ]
     (cell,) = cells(found)
