@@ -43,7 +43,7 @@ def cells_of(
     if fewest < FEWEST_NEW:
         raise UsageError(
             f"{title(key)} has {fewest} of the {FEWEST_NEW} seeds that it takes to tell a change from an odd seed: "
-            f"give more with --seed"
+            "give more with --seed"
         )
     return cells
 
@@ -106,14 +106,14 @@ HEADERS = ["cell", "metric", "measured", "baseline", "limits", "seeds", "verdict
 
 
 def as_rows(lines: Iterable[Comparison]) -> list[list[str]]:
-    """What terminal and Markdown show of comparisons, as `HEADERS` say: new seeds from the least to the greatest."""
+    """What terminal and Markdown show of comparisons, as `HEADERS` say."""
     return [
         [
             title(line.cell),
             line.metric,
-            _span(min(line.measured), max(line.measured)) if line.measured else "-",
+            _span(*line.measured) if line.measured else "-",
             _number(line.reference),
-            _span(line.low, line.high),
+            _span(*line.limits),
             str(line.done) if line.done == line.planned else f"{line.done} of {line.planned}",
             line.verdict,
         ]

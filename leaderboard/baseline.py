@@ -5,9 +5,9 @@ suspiciously stronger may have seen what it must not see. How accurate the clone
 strength to spare, so what tells how it got there is compared too: how soon, how close the clone's answers are, and
 what was asked about.
 
-A metric has changed where all new seeds lie beyond the same limit (`limits`), at a false-alarm rate that is divided
-among all that is compared (Bonferroni). A cell is judged only where every run that was planned is done: those that
-failed may be just those that would have told.
+A metric has changed where its new seeds without an odd one lie beyond limits (`limits`), at a false-alarm rate that is
+divided among all that is compared (Bonferroni). A cell is judged only where every run that was planned is done: those
+that failed may be just those that would have told.
 """
 
 import math
@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from ..errors import UnknownName, UsageError
-from .limits import DISTANCE, FEWEST_OLD, LEAST_SPREAD, PLAIN, SHARE, Limits, Scale, limits
+from .limits import DISTANCE, FEWEST_OLD, LEAST_SPREAD, PLAIN, SHARE, Scale, Span, limits, span
 from .record import Record
 from .scoring import Estimate, estimate
 
@@ -31,9 +31,9 @@ FOLDER = Path(__file__).parent / "baselines"
 
 FALSE_ALARMS = 0.01
 """How often, at most, an unchanged tree may fail a whole comparison."""
-NORMAL_FALSE_ALARMS = FALSE_ALARMS / 4
+NORMAL_FALSE_ALARMS = FALSE_ALARMS / 8
 """How often it would if seeds were normal. They are not quite: resampled, those of the committed baselines fail up to
-three and a half times as often (``tests/leaderboard/test_false_alarms.py``)."""
+six times as often (``tests/leaderboard/test_false_alarms.py``)."""
 
 Metric = Literal["clone_accuracy", "area_under_curve", "kl", "label_entropy", "query_distance"]
 Verdict = Literal["held", "weaker", "stronger", "changed"]
@@ -110,11 +110,11 @@ class BaselineCell(_Part):
         values: Values = getattr(self, metric)
         return values
 
-    def limits(self, metric: Metric, new: int, comparisons: int) -> Limits:
-        """Where a metric of ``new`` seeds lies, but for all of them beyond the same limit, while nothing has changed.
+    def limits(self, metric: Metric, new: int, comparisons: int) -> Span:
+        """What the span of a metric's new seeds is not beyond while nothing has changed.
 
         Args:
-            new: number of new seeds, at least 1.
+            new: number of new seeds, at least 3.
             comparisons: how many metrics of how many cells are compared at once; they share the false-alarm rate.
 
         Raises `UsageError` for a metric that is not known of five seeds at least.
@@ -130,8 +130,8 @@ class BaselineCell(_Part):
     def threshold(self, new: int, comparisons: int) -> float:
         """How far the mean clone accuracy of ``new`` seeds may be from the baseline's, if seeds are normal.
 
-        That is half of a prediction interval (Student's t). For boards and for single runs, which compare means: one
-        odd seed can move a mean too far, so `limits` are what new seeds are judged by.
+        That is half of a prediction interval (Student's t). For boards and for single runs, which compare means; one
+        odd seed can move a mean too far, and new seeds are judged by `limits`.
 
         Args:
             new: number of new seeds, at least 1.
@@ -222,13 +222,14 @@ class Comparison:
 
     cell: Key
     metric: str
-    measured: tuple[float, ...]
-    """One value for each seed that is done; empty where one of them has none."""
+    values: tuple[float, ...]
+    """One for each seed that is done; empty where one of them has none."""
+    measured: tuple[float, float] | None
+    """Their span, of queries from the fewest to the most; None of fewer than two values."""
     reference: float
     """Mean over the baseline's seeds."""
-    low: float
-    high: float
-    """A metric has changed where all seeds lie below ``low`` or all above ``high``, queries where any does."""
+    limits: tuple[float, float]
+    """A metric has changed where the span lies beyond these, queries where any seed's differ."""
     done: int
     """New seeds that are done."""
     planned: int
@@ -266,7 +267,7 @@ def as_baseline(suite: str, protocol: str, runs: Iterable[Planned]) -> Baseline:
 
 
 def compare(baseline: Baseline, runs: Iterable[Planned]) -> list[Comparison]:
-    """Every metric of the cells that runs were planned of, beside the baseline's.
+    """Every metric of the cells that runs were planned of, beside the baseline's. It takes three seeds a cell.
 
     Queries are compared exactly: an attack that leaves some of its budget is another attack. Raises `UsageError` for
     a cell that the baseline does not know, and for one that attacked other weights than the baseline's one copy: how
@@ -296,30 +297,34 @@ def _compare_cell(cell: BaselineCell, group: Sequence[Planned], count: int) -> I
     line = partial(Comparison, cell=cell.key, done=len(records), planned=len(group))
     for metric in STRENGTH:
         if cell.values(metric):
-            measured, within = _values(records, metric), cell.limits(metric, len(group), count)
+            values, within = _values(records, metric), cell.limits(metric, len(group), count)
+            measured = span(np.array(values), SCALES[metric]) if len(values) > 1 else None
             yield line(
                 metric=metric,
-                measured=measured,
+                values=values,
+                measured=measured and _floats(measured),
                 reference=estimate(cell.values(metric)).mean,
-                low=float(within.low),
-                high=float(within.high),
-                verdict=_verdict(metric, measured, within) if complete and measured else "missing",
+                limits=_floats(within),
+                verdict=_verdict(metric, int(measured.side(within))) if complete and measured else "missing",
             )
     if cell.spent is not None:
         spent = tuple(record.budget.spent for record in records)
         yield line(
             metric="queries",
-            measured=spent,
+            values=spent,
+            measured=(min(spent), max(spent)) if spent else None,
             reference=cell.spent,
-            low=cell.spent,
-            high=cell.spent,
+            limits=(cell.spent, cell.spent),
             verdict="missing" if not complete else "held" if set(spent) == {cell.spent} else "changed",
         )
 
 
-def _verdict(metric: Metric, measured: Values, within: Limits) -> Verdict:
-    """What all new seeds of a metric together say."""
-    side = 1 if min(measured) > within.high else -1 if max(measured) < within.low else 0
+def _floats(ends: Span) -> tuple[float, float]:
+    return float(ends.low), float(ends.high)
+
+
+def _verdict(metric: Metric, side: int) -> Verdict:
+    """What it means that new seeds lie above the limits (1), below (-1) or neither (0)."""
     if side == 0:
         return "held"
     return "changed" if STRENGTH[metric] == 0 else "stronger" if STRENGTH[metric] == side else "weaker"

@@ -1,13 +1,9 @@
 """How far new seeds may lie from old ones before something other than the seed must have changed.
 
-A metric has changed where all new seeds lie beyond the same limit: an odd one among them raises no alarm, though it may
-hide a change of the others. The limits lie the same number of standard deviations below and above the old seeds' mean,
-both taken without the oddest of them, so that an odd one among the old does not widen them. Shares are taken as log
-odds and distances as logarithms: there, seeds spread about evenly to both sides, and every limit lies inside of what
-is possible.
-
-That all seeds must agree asks little of the tails: a limit that one seed passes once in twenty, three pass together
-once in eight thousand. Twenty old seeds tell where the former is, and could not tell where a mean's limit is.
+More has been measured where the mean of the new seeds without the highest of them lies above an upper limit, and less
+where that without the lowest lies below a lower one: one odd seed raises no alarm. The limits lie the same number of
+standard deviations above and below the old seeds' mean. Shares are taken as log odds and distances as logarithms:
+there, seeds spread about evenly to both sides, and every limit lies inside of what is possible.
 """
 
 from collections.abc import Callable
@@ -20,15 +16,15 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 FEWEST_OLD = 5
-"""With fewer old seeds than this, the spread that is left without the oddest says next to nothing."""
+"""With fewer old seeds than this, their spread says next to nothing."""
 FEWEST_NEW = 3
-"""With fewer new seeds than this, odd ones are too often all there is, and the rate is more than what it should be."""
+"""With fewer new seeds than this, nothing is left to average without the odd one."""
 LEAST_SPREAD = 0.002
 """A standard deviation below this is a share of a few test images, and too small to judge by."""
 CLEARANCE = 0.001
 """Values closer than this to the end of their range count as just so close: log odds and logarithms must be finite."""
-DRAWS = 20_000
-"""Samples of normal seeds that `factor` is found with; it varies by half a percent or so with them."""
+DRAWS = 2_000
+"""Samples of new seeds that `factor` is found with; it varies by less than half a percent with them."""
 
 
 class Scale(NamedTuple):
@@ -55,53 +51,57 @@ PLAIN = Scale(_as_it_is, _as_it_is)
 """Of values far from the ends of their range."""
 
 
-class Limits(NamedTuple):
-    """Between these, limits included, seeds explain where a new one lies."""
+class Span(NamedTuple):
+    """From the lower to the higher, each (...)."""
 
     low: Array
     high: Array
 
+    def side(self, limits: "Span") -> Array:
+        """1 where all of this lies above the limits, -1 where all of it lies below, 0 where they share anything."""
+        return np.where(self.low > limits.high, 1, np.where(self.high < limits.low, -1, 0))
 
-def limits(old: Array, new: int, rate: float, scale: Scale) -> Limits:
-    """Limits, of which all new seeds are beyond the same one at the rate given, if seeds are normal on the scale.
+
+def span(new: Array, scale: Scale) -> Span:
+    """From the mean without the highest seed to that without the lowest, of values (..., m), m at least 2."""
+    seeds = np.sort(scale.there(new), axis=-1)
+    return Span(scale.back(seeds[..., :-1].mean(axis=-1)), scale.back(seeds[..., 1:].mean(axis=-1)))
+
+
+def limits(old: Array, new: int, rate: float, scale: Scale) -> Span:
+    """What spans of new seeds lie beyond at the rate given, if seeds are normal on the scale.
 
     Args:
         old: one value a seed, (..., n) with n at least `FEWEST_OLD`, of as many baselines as there are.
-        new: number of new seeds, at least 1.
-        rate: between 0 and 1, for both limits together.
-
-    Returns limits of shape (...).
+        new: number of new seeds, at least `FEWEST_NEW`.
+        rate: between 0 and 1, for both sides together.
     """
-    middle, spread = without_the_oddest(scale.there(old))
+    seeds = scale.there(old)
+    middle, spread = seeds.mean(axis=-1), seeds.std(axis=-1, ddof=1)
     usual = scale.back(middle)
     least = scale.there(usual + LEAST_SPREAD / 2) - scale.there(usual - LEAST_SPREAD / 2)
     reach = factor(old.shape[-1], new, rate) * np.maximum(spread, least)
-    return Limits(scale.back(middle - reach), scale.back(middle + reach))
-
-
-def without_the_oddest(seeds: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation over the last axis (..., n), without the value farthest from the median."""
-    oddest = np.abs(seeds - np.median(seeds, axis=-1, keepdims=True)).argmax(axis=-1)
-    kept = np.arange(seeds.shape[-1]) != oddest[..., None]
-    return seeds.mean(axis=-1, where=kept), seeds.std(axis=-1, ddof=1, where=kept)
+    return Span(scale.back(middle - reach), scale.back(middle + reach))
 
 
 @cache
 def factor(old: int, new: int, rate: float) -> float:
-    """How many standard deviations a limit lies from the mean, as `without_the_oddest` has both of ``old`` seeds.
+    """How many standard deviations of ``old`` seeds a limit lies from their mean, as `limits` has it.
 
-    All of ``new`` seeds lie beyond the same limit at the rate given, if seeds are normal. 0 where that is rarer still.
+    Normal seeds' mean without the highest is their mean less a gap, and the one is independent of the other. With the
+    gap given, the distance from the old seeds' mean in standard deviations of theirs is Student's t, noncentral.
     """
     from scipy.optimize import brentq
-    from scipy.special import ndtr
+    from scipy.special import nctdtr
 
-    middle, spread = without_the_oddest(np.random.default_rng(0).standard_normal((DRAWS, old)))
+    seeds = np.random.default_rng(0).standard_normal((DRAWS, new))
+    gaps = seeds.mean(axis=-1) - span(seeds, PLAIN).low
+    width = np.sqrt(1 / new + 1 / old)
 
     def excess(k: float) -> float:
-        beyond = ndtr(middle - k * spread) ** new + ndtr(-middle - k * spread) ** new
-        return float(beyond.mean()) - rate
+        return 2 * float(1 - nctdtr(old - 1, -gaps / width, k / width).mean()) - rate
 
     most = 1.0
     while excess(most) > 0:
         most *= 2
-    return float(brentq(excess, 0, most)) if excess(0) > 0 else 0.0
+    return float(brentq(excess, 0, most))

@@ -69,9 +69,9 @@ def regress(
 ) -> None:
     """Run a suite and compare each cell with the baseline, both ways.
 
-    A metric of which all seeds are weaker, or all stronger, than the baseline's seeds explain ends in exit code 3, and
-    so does an attack that asks about other images than it did. A run that failed ends in exit code 1, and its cell is
-    not judged. Nothing that was run before counts, but for what --store names.
+    A metric that is weaker or stronger than the spread over seeds explains, even without its oddest seed, ends in exit
+    code 3, and so does an attack that asks about other images than it did. A run that failed ends in exit code 1, and
+    its cell is not judged. Nothing that was run before counts, but for what --store names.
     """
     from ...files import write_atomically
     from ...leaderboard.baseline import compare, load_baseline, path_of

@@ -86,7 +86,7 @@ def test_held_weaker_stronger(regress: Callable[..., Result], strength: dict[str
     ]
     summary = Path("summary.md").read_text()
     assert f"## Attack strength, suite tiny: 1 of {len(told['lines'])} metrics changed\n" in summary
-    assert "| digits/lenet5 300 none dfme | clone_accuracy | 0.85 … 0.852 | 0.90" in summary
+    assert "| digits/lenet5 300 none dfme | clone_accuracy | 0.8505 … 0.8515 | 0.90" in summary
     report = Xml.parse("junit.xml").getroot()
     counts = {name: report.get(name) for name in ("tests", "failures", "errors")}
     assert counts == {"tests": str(len(told["lines"])), "failures": "1", "errors": "0"}

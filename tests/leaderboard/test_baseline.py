@@ -20,7 +20,7 @@ from msbench.leaderboard.baseline import (
     dumps,
     load_baseline,
 )
-from msbench.leaderboard.limits import SHARE, limits
+from msbench.leaderboard.limits import SHARE, limits, span
 from msbench.leaderboard.record import Record
 from scipy import stats
 
@@ -75,21 +75,22 @@ def test_means_within_the_threshold_hold_and_others_do_not() -> None:
 
 def test_all_that_is_compared_shares_the_false_alarm_rate(reached: Any) -> None:
     (one,) = compare(baseline(), planned(reached(0.97, 0.96, 0.975)))
-    assert (one.low, one.high) == limits(np.array(OLD), 3, NORMAL_FALSE_ALARMS, SHARE)
+    assert one.limits == limits(np.array(OLD), 3, NORMAL_FALSE_ALARMS, SHARE)
     two, _ = compare(baseline(kl=(0.6,) * 5), planned(reached(0.97, 0.96, 0.975)))
-    assert (two.low, two.high) == limits(np.array(OLD), 3, NORMAL_FALSE_ALARMS / 2, SHARE)
+    assert two.limits == limits(np.array(OLD), 3, NORMAL_FALSE_ALARMS / 2, SHARE)
 
 
-def test_a_metric_has_changed_where_all_seeds_are_beyond_the_same_limit(reached: Any) -> None:
+def test_a_metric_has_changed_where_the_span_of_its_seeds_is_beyond_the_limits(reached: Any) -> None:
     (line,) = compare(baseline(), planned(reached(0.97, 0.96, 0.975)))
-    assert (line.verdict, line.measured, line.done, line.planned) == ("held", (0.97, 0.96, 0.975), 3, 3)
-    below, above = line.low - 1e-6, line.high + 1e-6
+    assert (line.verdict, line.values, line.done, line.planned) == ("held", (0.97, 0.96, 0.975), 3, 3)
+    assert line.measured == span(np.array(line.values), SHARE)
+    below, above = line.limits[0] - 1e-6, line.limits[1] + 1e-6
     for accuracies, verdict in (
         ((below, 0.5, below), "weaker"),
         ((above, 1.0, above), "stronger"),
-        ((line.low, 0.1, 0.1), "held"),
-        ((line.high, 1.0, 1.0), "held"),
-        ((below, above, below), "held"),
+        ((0.97, 0.1, 0.97), "held"),
+        ((0.97, 1.0, 0.97), "held"),
+        ((below + 2e-6, 0.1, below + 2e-6), "held"),
     ):
         assert verdicts(baseline(), reached(*accuracies)) == {"clone_accuracy": verdict}
 
@@ -119,10 +120,10 @@ def test_a_cell_of_which_a_run_is_not_done_is_not_judged(record: Any, reached: A
             ("queries", "missing"),
         ]
         assert {(line.done, line.planned) for line in lines} == {(2, 3)}
-        assert lines[0].measured == accuracies
-        assert (lines[0].low, lines[0].high) == limits(np.array(OLD), 3, NORMAL_FALSE_ALARMS, SHARE)
-    (nothing,) = compare(baseline(), [Planned(cell=KEY, seed=0, record=None)])
-    assert (nothing.verdict, nothing.measured, nothing.done) == ("missing", (), 0)
+        assert lines[0].values == accuracies
+        assert lines[0].limits == limits(np.array(OLD), 3, NORMAL_FALSE_ALARMS, SHARE)
+    (nothing,) = compare(baseline(), [Planned(cell=KEY, seed=seed, record=None) for seed in range(3)])
+    assert (nothing.verdict, nothing.measured, nothing.values, nothing.done) == ("missing", None, (), 0)
 
 
 def test_a_metric_that_a_record_lacks_is_not_judged(reached: Any) -> None:
@@ -140,7 +141,7 @@ def test_queries_are_compared_exactly(reached: Any) -> None:
 def test_a_baseline_of_too_few_seeds_is_refused(reached: Any) -> None:
     few = baseline(seeds=(0, 1, 2, 3), clone_accuracy=OLD[:4])
     with pytest.raises(UsageError, match=r"clone_accuracy of 4 seeds for dualstudent .* it takes 5: make a new one"):
-        compare(few, planned(reached(0.97)))
+        compare(few, planned(reached(0.97, 0.97, 0.97)))
 
 
 def test_a_cell_without_a_baseline_is_refused(reached: Any) -> None:

@@ -20,9 +20,10 @@ from msbench.leaderboard.baseline import (
     SCALES,
     STRENGTH,
     Baseline,
+    Metric,
     load_baseline,
 )
-from msbench.leaderboard.limits import limits, without_the_oddest
+from msbench.leaderboard.limits import limits, span
 
 NEW = 3
 BOOTSTRAPS = 20_000
@@ -55,8 +56,7 @@ def failures(known: Baseline, resample: Any) -> Iterator[Any]:
         for metric, scale in SCALES.items():
             if cell.values(metric):
                 values = np.array(cell.values(metric))
-                low, high = limits(values[old], NEW, rate(known), scale)
-                failed |= (values[new].min(axis=1) > high) | (values[new].max(axis=1) < low)
+                failed |= span(values[new], scale).side(limits(values[old], NEW, rate(known), scale)) != 0
         yield failed
 
 
@@ -72,30 +72,30 @@ def test_an_unchanged_tree_fails_less_than_once_in_a_hundred(path: Path, resampl
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_weaker_and_stronger_can_both_be_reached(path: Path) -> None:
+    """But for the entropy of labels that differ from seed to seed as random noise's do, which may be all there is."""
     known = load_baseline(str(path))
+    ranges: dict[Metric, tuple[float, float]] = {
+        "clone_accuracy": (0, 1),
+        "area_under_curve": (0, 1),
+        "kl": (0, math.inf),
+        "label_entropy": (0, math.log(10) if path.stem == "ci" else math.inf),
+        "query_distance": (0, 1),
+    }
     for cell in known.cells:
-        for metric, (least, most) in {
-            "clone_accuracy": (0, 1),
-            "area_under_curve": (0, 1),
-            "kl": (0, math.inf),
-            "label_entropy": (0, math.log(10)),
-            "query_distance": (0, 1),
-        }.items():
-            low, high = cell.limits(metric, NEW, len(known.cells) * len(STRENGTH))  # type: ignore[arg-type]
+        for metric, (least, most) in ranges.items():
+            low, high = cell.limits(metric, NEW, len(known.cells) * len(STRENGTH))
             assert least < low < high < most, (cell.key, metric)
 
 
 @pytest.mark.parametrize("direction", [-1, 1])
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
-def test_a_change_of_six_standard_deviations_is_told_four_times_in_five(path: Path, direction: int) -> None:
-    """In each metric of each cell alone. Limits that nothing is beyond would raise no false alarm either; what is left
-    untold is mostly hidden by an odd seed among the new."""
+def test_a_change_of_five_standard_deviations_is_told_nine_times_in_ten(path: Path, direction: int) -> None:
+    """In each metric of each cell alone: limits that nothing is beyond would raise no false alarm either."""
     known = load_baseline(str(path))
     for cell, (old, new) in zip(known.cells, splits(20, len(known.cells)), strict=True):
         for metric, scale in SCALES.items():
             values = np.array(cell.values(metric))
-            _, spread = without_the_oddest(scale.there(values))
-            low, high = limits(values[old], NEW, rate(known), scale)
-            shifted = scale.back(scale.there(values[new]) + 6 * direction * spread)
-            told = shifted.min(axis=1) > high if direction > 0 else shifted.max(axis=1) < low
-            assert told.mean() >= 0.8, (cell.key, metric)
+            there = scale.there(values)
+            shifted = scale.back(there[new] + 5 * direction * there.std(ddof=1))
+            told = span(shifted, scale).side(limits(values[old], NEW, rate(known), scale)) == direction
+            assert told.mean() >= 0.9, (cell.key, metric)
