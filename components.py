@@ -20,7 +20,7 @@ import importlib.util
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -216,6 +216,24 @@ def split_chain(spec: str) -> list[str]:
         else:
             links.append(part)
     return [link.strip() for link in links]
+
+
+def number_links(params: Sequence[Mapping[str, T]]) -> dict[str, T]:
+    """Parameters of a chain's links as records have them: the first one's ``k`` is ``0.k``; one alone keeps ``k``."""
+    if len(params) == 1:
+        return dict(params[0])
+    return {f"{i}.{key}": value for i, each in enumerate(params) for key, value in each.items()}
+
+
+def links_of(name: str, params: Mapping[str, T]) -> list[tuple[str, dict[str, T]]]:
+    """The links of a recorded defense, each with its name and parameters: what `number_links` has joined."""
+    names = name.split("+")
+    if len(names) == 1:
+        return [(name, dict(params))]
+    return [
+        (link, {key.removeprefix(f"{i}."): value for key, value in params.items() if key.startswith(f"{i}.")})
+        for i, link in enumerate(names)
+    ]
 
 
 def _is_begun_path(text: str, rest: str) -> bool:

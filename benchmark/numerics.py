@@ -26,7 +26,8 @@ def numerics(precision: str, device: torch.device) -> Iterator[None]:
 
     ``fp32`` is float32 throughout, TF32 switched off, with deterministic convolutions. ``bf16`` is for speed: the
     attack's networks compute under autocast, what stays in float32 (the service, above all) may use TF32, and
-    convolutions are chosen by trial. Logarithms and L1 targets are in float32 either way.
+    convolutions are chosen by trial. Differences of zeroth-order attacks are excepted
+    (`attacks.gradients.full_float32`). Logarithms and L1 targets are in float32 either way.
     """
     fast = precision == "bf16"
     before = torch.get_float32_matmul_precision()

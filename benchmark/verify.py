@@ -1,15 +1,15 @@
 """Running a record's run again, from nothing but the record and the code that it names."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..components import format_spec, load_class, parse_spec
+from ..components import format_spec, links_of, load_class, parse_spec
 from ..errors import MsbenchError, UsageError
-from ..leaderboard.record import ComponentInfo, Record
+from ..leaderboard.record import Record
 from ..leaderboard.store import Store
 from ..leaderboard.verification import Verdict, cell_of, judge
 from .runner import run
@@ -60,15 +60,15 @@ def verify(
 def request_of(record: Record, code: Path | None) -> RunSpec:
     """What would have to be asked for to get this run, with every hyperparameter written out."""
     spec = record.spec
-    attack = _written(spec.attack, code)
+    attack = _written(spec.attack.name, spec.attack.params, code)
     takes_pool = cast("type[Attack]", load_class("attack", parse_spec(attack)[0])).traits.pool == "unrelated"
     if "sha256" in spec.target.params:
         raise UsageError("the record's target is a checkpoint of somebody's, which a record does not hold")
     return RunSpec(
         target=spec.target.name,
-        defense="+".join(_written(link, code) for link in _links(spec.defense)),
+        defense="+".join(_written(*link, code) for link in links_of(spec.defense.name, spec.defense.params)),
         attack=attack,
-        recovery=_written(spec.recovery, code),
+        recovery=_written(spec.recovery.name, spec.recovery.params, code),
         budget=spec.budget,
         seed=spec.seed,
         defense_seed=spec.defense_seed,
@@ -92,24 +92,12 @@ def _weights(record: Record) -> str:
     return record.target.digest if record.target else ""
 
 
-def _links(defense: ComponentInfo) -> Iterator[ComponentInfo]:
-    """A chain's record names its links with plus signs, and numbers their parameters."""
-    names = defense.name.split("+")
-    if len(names) == 1:
-        yield defense
-        return
-    for i, name in enumerate(names):
-        mine = {key.removeprefix(f"{i}."): v for key, v in defense.params.items() if key.startswith(f"{i}.")}
-        yield ComponentInfo(name=name, version="", params=mine)
-
-
-def _written(component: ComponentInfo, code: Path | None) -> str:
-    name = component.name
+def _written(name: str, params: Mapping[str, Any], code: Path | None) -> str:
     if ".py:" in name:
         if code is None:
             raise UsageError(f"the record ran {name}: say with --code which folder the file lies in")
         name = str(code / name)
-    return format_spec(name, component.params)
+    return format_spec(name, params)
 
 
 def _apart(record: Record, plan: Plan) -> str:

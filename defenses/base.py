@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..components import Component, load, split_chain
+from ..components import Component, load, number_links, split_chain
 from ..errors import ContractViolation
 from ..targets.bounds import Bounds
 from ..targets.datasets.base import Images
@@ -223,7 +223,7 @@ class Chain(Defense):
         return {
             "name": "+".join(part["name"] for part in parts),
             "version": "+".join(part["version"] for part in parts),
-            "params": {f"{i}.{key}": v for i, part in enumerate(parts) for key, v in part["params"].items()},
+            "params": number_links([part["params"] for part in parts]),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -309,12 +309,12 @@ def _rank_row(one: Any) -> list[str]:
 def _cell_grid(title: str, settings: pd.DataFrame, cells: pd.DataFrame, notes: list[str]) -> Grid:
     roles = dict(zip(cells.attack, cells.role, strict=True))
     found = {(one.defense, one.setting, one.attack): one for one in _lines(cells)}
-    lines = [[found.get((one.defense, one.setting, name)) for name in roles] for one in _lines(settings)]
+    lines = [(one.setting, [found.get((one.defense, one.setting, name)) for name in roles]) for one in _lines(settings)]
     return Grid(
         title=title,
         header=["setting", *(name if role == "ranked" else f"{name} *" for name, role in roles.items())],
-        rows=[[one.setting, *map(_cell_text, line)] for one, line in zip(_lines(settings), lines, strict=True)],
-        worst=[tuple(i for i, cell in enumerate(line, 1) if cell is not None and cell.worst) for line in lines],
+        rows=[[setting, *map(_cell_text, line)] for setting, line in lines],
+        worst=[tuple(i for i, cell in enumerate(line, 1) if cell is not None and cell.worst) for _, line in lines],
         notes=[*_CELLS, *notes],
     )
 

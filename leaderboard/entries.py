@@ -31,7 +31,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..components import parse_spec, split_chain
+from ..components import number_links, parse_spec, split_chain
 from ..errors import UsageError
 from .leaves import leaves
 from .record import ComponentInfo, SpecInfo
@@ -290,15 +290,9 @@ def _misresolved(links: Sequence[str], resolved: ComponentInfo) -> Iterator[str]
 
 
 def _written(links: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Names, and parameters by the names that they have in a record, which numbers those of a chain."""
+    """Names, and parameters by the names that they have in a record."""
     parsed = [parse_spec(link) for link in links]
-    numbers = [""] if len(parsed) == 1 else [f"{i}." for i in range(len(parsed))]
-    params = {
-        f"{number}{key}": text
-        for number, (_, of_link) in zip(numbers, parsed, strict=True)
-        for key, text in of_link.items()
-    }
-    return [name for name, _ in parsed], params
+    return [name for name, _ in parsed], number_links([params for _, params in parsed])
 
 
 def _means(text: str, value: Any) -> bool:

@@ -13,7 +13,7 @@ clone knows something before the first query); then the share is too high, and t
 import json
 import math
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, product
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
-from ..components import format_spec
+from ..components import format_spec, links_of
 from .record import ComponentInfo, Record, SpecInfo
 
 TABLE = ["protocol", "target", "budget"]
@@ -363,15 +363,8 @@ def _brief(part: Part, keys: set[str]) -> str:
 
 
 def _in_full(part: Part) -> str:
-    """Name and parameters; a chain's, which are numbered by link (``0.k``), go back to their links."""
-    params: Mapping[str, Any] = json.loads(part.params)
-    links = part.name.split("+")
-    if len(links) == 1:
-        return format_spec(part.name, params)
-    owned = [
-        {key.partition(".")[2]: v for key, v in params.items() if key.startswith(f"{i}.")} for i in range(len(links))
-    ]
-    return "+".join(map(format_spec, links, owned))
+    """Name and parameters; a chain's go back to their links."""
+    return "+".join(format_spec(name, params) for name, params in links_of(part.name, json.loads(part.params)))
 
 
 def _distinct(labels: dict[K, str]) -> dict[K, str]:

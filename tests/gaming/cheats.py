@@ -82,11 +82,8 @@ class LargeBatches(Cheat):
 
 
 @dataclass(kw_only=True)
-class Later(Cheat):
-    """Is honest for the first thousand queries; counts all, or each account's, or the unnatural ones."""
-
-    counts: str = param("all", "whose queries: all, account or strange")
-    until: int = param(10**9, "is honest again from here on", ge=0)
+class Watchful(Cheat):
+    """Knows who asks, and may count."""
 
     def prepare(self, context: DefenseContext) -> None:
         self.asked = 0
@@ -94,6 +91,14 @@ class Later(Cheat):
 
     def attend(self, account: str | None) -> None:
         self.account = account
+
+
+@dataclass(kw_only=True)
+class Later(Watchful):
+    """Is honest for the first thousand queries; counts all, or each account's, or the unnatural ones."""
+
+    counts: str = param("all", "whose queries: all, account or strange")
+    until: int = param(10**9, "is honest again from here on", ge=0)
 
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
         if self.counts == "account" and self.account is None:
@@ -105,19 +110,12 @@ class Later(Cheat):
 
 
 @dataclass(kw_only=True)
-class Named(Cheat):
+class Named(Watchful):
     """Poisons whoever has an account, or a certain one, and declares all that could explain it."""
 
     traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True, stochastic=True, needs=("account",))
     name: str = param("", "whom it poisons; everybody with an account if empty")
     until: int = param(10**9, "is honest once so many queries were asked in all", ge=0)
-
-    def prepare(self, context: DefenseContext) -> None:
-        self.asked = 0
-        self.account: str | None = None
-
-    def attend(self, account: str | None) -> None:
-        self.account = account
 
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
         self.asked += len(images)
