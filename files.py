@@ -8,9 +8,13 @@ why the temporary file is a neighbor of its target and not in ``/tmp``.
 
 import os
 import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import StoreError
+from .errors import Interrupted, StoreError
 
 
 def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
@@ -33,3 +37,32 @@ def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
             raise
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+
+
+@contextmanager
+def alone(path: Path, stop: threading.Event | None = None) -> Iterator[None]:
+    """Keep other processes from making the same file meanwhile; its neighbor ``.lock`` is left behind.
+
+    Where files cannot be locked each makes its own. Raises `Interrupted` where ``stop`` is set while waiting.
+    """
+    try:
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_suffix(".lock").open("w")
+    except (ImportError, OSError):
+        yield
+        return
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if stop is not None and stop.is_set():
+                    raise Interrupted(f"stopped while another process was making {path.name}") from None
+                time.sleep(0.2)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
+        yield

@@ -127,7 +127,7 @@ class ActiveThief(PoolAttack):
             if self.strategy == "dfal":
                 return left[self._distances(network, left).topk(count, largest=False).indices]
             if self.strategy == "dfal_k_center":
-                size = min(len(left), max(count, int(self.shortlist * self.victim.budget)))
+                size = min(len(left), max(count, int(self.shortlist * len(self.transfer_set.places))))
                 left = left[self._distances(network, left).topk(size, largest=False).indices]
             centers = self._predict(network, self.transfer_set.places[: len(self.transfer_set)])
             return left[k_center(self._predict(network, left), centers, count)]

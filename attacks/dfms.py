@@ -298,6 +298,6 @@ class Discriminator(nn.Module):
 def build_discriminator(context: AttackContext, image_shape: tuple[int, int, int]) -> Discriminator:
     """A `Discriminator` on the context's device, whose initialization depends on the context's seed alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.stream("discriminator"))
+        torch.default_generator.manual_seed(context.stream("discriminator"))
         discriminator = Discriminator(image_shape)
     return context.prepare(discriminator)

@@ -225,7 +225,7 @@ def build_generator(
     """
     seed = context.stream("generator")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         generator = GENERATORS[kind](image_shape, latent=latent, width=width, affine=affine)
     generator = generator.to(context.device).to(memory_format=torch.channels_last)
     _calibrate(generator, torch.Generator(context.device).manual_seed(seed))

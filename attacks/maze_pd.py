@@ -24,7 +24,7 @@ class MAZEPD(MAZE):
     real images, once, and puts them into replay; every other is one of MAZE.
 
     Deviations: those of MAZE. The real images are of the attacker's pool, not of the victim's training data. They are
-    drawn with replacement for the critic's batches. The critic has fewer convolutions for images below 32 pixels, and
+    drawn with replacement for the critic's batches. The critic has fewer convolutions for images below 16 pixels, and
     its score is the mean over the places of its last one. No released command turns the critic on, and the paper's
     ``gan_weight`` could not be verified: 1 is ours.
     """
@@ -141,5 +141,5 @@ def build_critic(context: AttackContext, image_shape: tuple[int, int, int]) -> C
     It is never compiled: a gradient penalty differentiates it twice, which compiled networks cannot.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.stream("critic weights"))
+        torch.default_generator.manual_seed(context.stream("critic weights"))
         return Critic(image_shape).to(context.device)

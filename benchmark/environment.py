@@ -71,8 +71,15 @@ def arithmetic() -> str:
     return hashlib.sha256(weights.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Have `peak_memory` on a GPU begin anew: another run in this process may have needed more."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int | None:
-    """The most memory in use so far, in bytes: allocated on a GPU, or resident in this process; None if unknown."""
+    """The most memory in use, in bytes: allocated on a GPU since `forget_peak_memory`, or resident in this process
+    since it began; None if unknown. Runs that share a process share it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

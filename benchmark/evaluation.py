@@ -13,7 +13,7 @@ from ..leaderboard.record import CurvePoint, Diagnostics, Paid, Shifted, Stolen,
 from ..targets.datasets.base import Dataset, Images, TensorImages
 from . import metrics
 from .reliability import shifted, without_trace
-from .traffic import Traffic
+from .traffic import Traffic, account_name
 from .transfer import transfer_success
 
 TRANSFER_IMAGES = 1000
@@ -41,20 +41,26 @@ class Evaluator:
     """Holds the test set and the undefended target's predictions on it.
 
     Honest users come as newcomers, 1,024 images each: nothing that the defense holds against the attack's account
-    falls on them, and a measurement leaves no trace in what it keeps of accounts.
+    falls on them, and a measurement leaves no trace in what it keeps of accounts. Where accounts are told apart each
+    goes by a name, as the attack does: a defense that asked more of those with a name would ask it of them.
 
     Args:
         deployment: target and defense as attackers and users meet them.
         dataset: the target's data set.
         test: its held-out images, which no attack ever sees.
         outside: unrelated images of the same shape, or None if there are none at hand.
+        run_id: what the names of honest users are made of.
     """
 
-    def __init__(self, deployment: Deployment, dataset: Dataset, test: Images, outside: Images | None) -> None:
+    def __init__(
+        self, deployment: Deployment, dataset: Dataset, test: Images, outside: Images | None, run_id: str
+    ) -> None:
         self.deployment = deployment
         self.dataset = dataset
         self.test = test
         self.outside = outside
+        self.run_id = run_id
+        self.visits = 0
         self.labels = metrics.all_labels(test)
         self.clean = metrics.predict(deployment.target, test)
         self.accuracy = metrics.share(self.clean.argmax(dim=1) == self.labels)
@@ -74,7 +80,7 @@ class Evaluator:
         )
 
     def stolen(self, clone: nn.Module, curve: Sequence[CurvePoint], seed: int) -> Stolen:
-        """What the attacker got away with."""
+        """What the attacker got away with. The curve must end with this clone, see `ended`."""
         probs = metrics.predict(clone, self.test)
         return Stolen(
             clone_accuracy=metrics.share(probs.argmax(dim=1) == self.labels),
@@ -87,6 +93,15 @@ class Evaluator:
             area_under_curve=metrics.area_under_curve(curve),
             transfer=self._transfer(clone, seed),
         )
+
+    def ended(self, curve: Sequence[CurvePoint], clone: nn.Module) -> list[CurvePoint]:
+        """The curve with the final clone at its end, which may have learned since the last query was measured."""
+        probs = metrics.predict(clone, self.test)
+        final = {
+            "clone_accuracy": metrics.share(probs.argmax(dim=1) == self.labels),
+            "agreement": metrics.same_top(probs, self.clean),
+        }
+        return [*curve[:-1], curve[-1].model_copy(update=final)]
 
     def paid(self, traffic: Traffic, before: float) -> Paid:
         """What the defense cost an honest user. ``before`` is the accuracy ahead of the attack."""
@@ -101,7 +116,7 @@ class Evaluator:
             l1=metrics.distance(released, self.clean),
             l1_queries=traffic.l1(),
             nll=metrics.negative_log_likelihood(released, self.labels),
-            ece=metrics.calibration_error(released, self.labels),
+            ece=metrics.calibration_error(released, seen.top == self.labels),
             auroc=self._auroc(released),
             shifted=self._shifted(),
             state_bytes=_size(self.deployment.defense.state_dict()),
@@ -144,7 +159,14 @@ class Evaluator:
 
     def _asked(self, pixels: Tensor) -> Released:
         """What a newcomer gets."""
-        probs = self.deployment.serve(pixels)
+        if "account" not in self.deployment.defense.traits.needs:
+            return self._served(pixels, None)
+        self.visits += 1
+        with without_trace(self.deployment):
+            return self._served(pixels, account_name(self.run_id, f"honest {self.visits}"))
+
+    def _served(self, pixels: Tensor, account: str | None) -> Released:
+        probs = self.deployment.serve(pixels, account)
         verdict = self.deployment.verdict()
         top = probs.argmax(dim=1)
         if verdict is None:

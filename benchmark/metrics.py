@@ -53,14 +53,19 @@ def negative_log_likelihood(probs: Tensor, labels: Tensor, floor: float = 1e-12)
     return float(-chosen.log().mean())
 
 
-def calibration_error(probs: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
-    """Expected calibration error: mean gap of confidence and accuracy over equal bins (Guo et al., ICML 2017)."""
-    confidence, top = probs.double().max(dim=1)
-    hit = (top == labels).double()
+def calibration_error(probs: Tensor, right: Tensor, bins: int = ECE_BINS) -> float:
+    """Expected calibration error: mean gap of confidence and accuracy over equal bins (Guo et al., ICML 2017).
+
+    Args:
+        probs: (N, K); the largest is an answer's confidence.
+        right: bool (N,), whether each answer was right.
+    """
+    confidence = probs.double().amax(dim=1)
+    hit = right.double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     zeros = torch.zeros(bins, dtype=torch.float64, device=probs.device)
     gap = zeros.index_add(0, index, hit - confidence)
-    return float(gap.abs().sum() / len(labels))
+    return float(gap.abs().sum() / len(probs))
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:

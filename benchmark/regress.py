@@ -15,6 +15,7 @@ from ..leaderboard.baseline import Comparison, Key, Planned
 from ..leaderboard.limits import FEWEST_NEW
 from ..leaderboard.store import Store
 from ..leaderboard.suites import FrozenSuite, column_label
+from ..leaderboard.texts import escape_markdown, visible
 from .launchers.base import Launcher, Outcome, Watcher
 from .spec import Cell
 from .suite import plans
@@ -67,7 +68,7 @@ class Lines(Watcher):
     def ended(self, cell: Cell, outcome: Outcome) -> None:
         """One line."""
         self.count += 1
-        why = "".join(filter(str.isprintable, outcome.reason))  # it goes into XML, which has no control characters
+        why = visible(outcome.reason)  # it goes into XML, which has no control characters
         if outcome.status != "done":
             self.reasons[cell.run_id] = why
         told = f": {why}" if why else ""
@@ -154,11 +155,13 @@ def as_markdown(lines: Sequence[Comparison], runs: Sequence[Planned], suite: str
     """A summary for a pull request: what was not done and what changed first, and everything below."""
     parts = [f"## Attack strength, suite {suite}: {summary(lines, runs)}\n"]
     if failed := not_done(runs):
-        parts.append("### Not done\n\n" + "\n".join(f"- {name}: {why}" for name, why in failed.items()) + "\n")
+        named = (escape_markdown(f"{name}: {why}") for name, why in failed.items())
+        parts.append("### Not done\n\n" + "\n".join(f"- {line}" for line in named) + "\n")
     broken = [line for line in lines if not line.holds]
     for heading, chosen in (("Not held", broken), ("All", list(lines))):
         if chosen:
-            rows = ["| " + " | ".join(row) + " |" for row in [HEADERS, ["---"] * len(HEADERS), *as_rows(chosen)]]
+            cells = [list(map(escape_markdown, row)) for row in as_rows(chosen)]
+            rows = ["| " + " | ".join(row) + " |" for row in [HEADERS, ["---"] * len(HEADERS), *cells]]
             parts.append(f"### {heading}\n\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 

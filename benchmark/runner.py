@@ -81,10 +81,12 @@ def run_in_turns(
 
     Their records are those of runs one after the other, bit for bit on the CPU apart from times. Each has a stream of
     its own on a GPU: since steps do not wait for the device, the small networks of several seeds share the card.
-    All of them have to fit into its memory, and each one's seconds include the others' turns.
+    All of them have to fit into its memory, where what one waits for may be another's.
 
     Returns:
-        For each spec its record, or what `run` would have raised, in the order of the specs.
+        For each spec its record, or what its run raised, in the order of the specs.
+
+    Raises as `run` before any of them begins: for a spec that cannot be used, a device or a store.
     """
     listener, stop, turns = listener or Listener(), stop or threading.Event(), []
     for spec in specs:

@@ -46,7 +46,7 @@ from ..targets.blackbox import BlackBox
 from ..targets.target import Target
 from ..targets.training import recipe_for
 from ..targets.zoo import Loaded, load_target, parse_target
-from .environment import environment, peak_memory
+from .environment import environment, forget_peak_memory, peak_memory
 from .evaluation import Evaluator
 from .images import auxiliary, open_shaped, unrelated
 from .listener import Listener
@@ -102,6 +102,7 @@ class Session:
         self.tally = Tally(created=datetime.now(UTC).isoformat(timespec="seconds"))
         self.loaded: Loaded | None = None
         self.box: BlackBox | None = None
+        self.final: nn.Module | None = None
 
     def steps(self, data_dir: Path, download: bool) -> Steps:
         """The run, see `run`, step by step of its attack."""
@@ -127,6 +128,7 @@ class Session:
 
     def _prepare(self, data_dir: Path, download: bool) -> None:
         request, info, pool = self.plan.request, self.plan.info, self.plan.pool
+        forget_peak_memory(self.device)
         loaded = load_target(
             request.target,
             seed=request.target_seed,
@@ -165,6 +167,7 @@ class Session:
             dataset,
             dataset.load("test", data_dir=data_dir, download=download, device=self.device),
             unrelated(dataset.pool, open_images),
+            self.plan.run_id,
         )
         attacker, visitor = (account_name(self.plan.run_id, who) for who in ("attack", "visitor"))
         self.reliability = Reliability(self.deployment, self.evaluator.test, attacker=attacker, visitor=visitor)
@@ -226,13 +229,14 @@ class Session:
             self._expect_all_charged()
             if time.monotonic() - shown > 0.25:
                 shown = time.monotonic()
-                self._show(report)
+                with self._clock("attack"):  # it waits for what the attack has begun on a GPU
+                    self._show(report)
             stopping = self.stop.is_set()  # asked once a step: what is raised below must have been saved
             if report.done:
                 self.tally.stop_reason = self._why(report)
             if (due and box.spent >= due[0]) or report.done:
                 due = [mark for mark in due if mark > box.spent]
-                self._milestone()
+                self._milestone(final=report.done)
                 saved = self._save_state()
             elif stopping or time.monotonic() - saved > self.save_seconds:
                 saved = self._save_state()
@@ -240,21 +244,23 @@ class Session:
                 raise Interrupted(f"run {self.plan.run_id} stopped at {box.spent} queries; state saved")
             yield
 
-    def _milestone(self) -> None:
+    def _milestone(self, *, final: bool) -> None:
         queries = self._box().spent
         if queries == 0 or (self.tally.curve and self.tally.curve[-1]["queries"] == queries):
             return
         self._settle()
-        clone = self._clone()
+        # Only the last clone is the attack's own wish; some attacks train the others for the harness alone.
+        clone = self._clone("attack" if final else "evaluation")
+        self.final = clone if final else None
         with self._clock("evaluation"):
             point = self.evaluator.milestone(clone, queries)
             self.reliability.look()
         self.tally.curve.append(point.model_dump())
         self.listener.milestone(point)
 
-    def _clone(self) -> nn.Module:
+    def _clone(self, clock: str) -> nn.Module:
         """The clone as it stands, which some attacks train only now."""
-        with self._clock("attack"):
+        with self._clock(clock), numerics(self.plan.info.precision, self.device):
             clone = self.plan.attack.clone()
         self._expect_all_charged()
         return clone
@@ -270,8 +276,9 @@ class Session:
 
     def _settle(self) -> None:
         """Judge what was queried and released since the last time; the host waits for the device here anyway."""
-        self._box().settle()
-        self.deployment.settle()
+        with self._clock("attack"):
+            self._box().settle()
+            self.deployment.settle()
 
     def _why(self, report: StepReport) -> str:
         if self._box().spent == 0:
@@ -292,9 +299,10 @@ class Session:
 
     def _measure(self) -> Record:
         self.listener.phase("measuring")
-        curve = [CurvePoint(**point) for point in self.tally.curve]
-        clone = self._clone()
+        clone = self.final or self._clone("attack")
         with self._clock("evaluation"):
+            curve = self.evaluator.ended([CurvePoint(**point) for point in self.tally.curve], clone)
+            self.tally.curve = [point.model_dump() for point in curve]
             own = self.plan.attack.diagnostics()
             stolen = self.evaluator.stolen(clone, curve, self.plan.info.seed)
             paid = self.evaluator.paid(self.traffic, self.tally.before or 0.0)

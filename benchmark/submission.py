@@ -140,8 +140,8 @@ def broken_promises(submission: Submission) -> Iterator[str]:
 def misstated(submission: Submission, code: Path | None = None) -> Iterator[str]:
     """What an entry resolved to otherwise than its code does, a line each that names the field of ``NAME.json``.
 
-    Nothing where not all of its code is at hand: installed under the names that the entry gives, or in files of these
-    names in ``code``, which are run. Without ``code`` no file and no module that an entry names is imported.
+    Nothing where not all of its code is at hand: installed under the names that the entry gives, or, once ``code`` is
+    given, in files and modules of these names, which are run. Without it none that an entry names is imported.
     """
     entry = submission.entry
     if entry.kind == "defense":
@@ -170,7 +170,9 @@ def _place(kind: str, name: str, code: Path | None) -> str:
     """The name under which a component's code is found here; empty where it is not at hand."""
     if name in names(kind):
         return name
-    return str(code / name.rpartition("/")[2]) if code is not None and ".py:" in name else ""
+    if code is None:
+        return ""
+    return str(code / name.rpartition("/")[2]) if ".py:" in name else name
 
 
 def _as_named(text: str, places: Mapping[str, str]) -> str:
@@ -232,7 +234,7 @@ def _resolve(kind: Kind, spec: str, recoveries: Sequence[str], name: str, suite:
 def _columns(spec: str, recoveries: Sequence[str], suite: FrozenSuite) -> Iterator[TableColumns]:
     """The attack as it is run today against each of the suite's targets, frozen by being submitted."""
     for table in suite.tables:
-        asked = RunSpec(target=table.target.name, budget=table.budget)
+        asked = RunSpec(target=table.target.name, clone=table.clone, budget=table.budget)
         columns = tuple(
             freeze_column(asked, ColumnPlan(attack=spec, role="ranked"), recovery) for recovery in recoveries
         )

@@ -187,6 +187,7 @@ def _freeze_tables(plan: TablePlan) -> Iterator[Table]:
             budget=budget,
             seeds=plan.seeds,
             copies=plan.copies,
+            clone=plan.clone,
             weights={seed: shipped[seed] for seed in attacked if seed in shipped},
             columns=columns,
             defenses=defenses,

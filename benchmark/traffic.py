@@ -26,8 +26,7 @@ SAMPLED = 128
 def account_name(run_id: str, who: str) -> str:
     """The name that a customer goes by in one run: sixteen hexadecimal digits, the same when the run is continued.
 
-    It does not tell who it is: a defense that knew the attack's could spare everybody else. Honest users come under
-    none, as newcomers.
+    It does not tell who it is: a defense that knew the attack's could spare everybody else.
     """
     return hashlib.sha256(f"{run_id} {who}".encode()).hexdigest()[:16]
 

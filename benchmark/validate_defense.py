@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -242,8 +243,10 @@ def _batch_sizes(subject: Subject) -> str:
 def _inputs(subject: Subject) -> str:
     probs, images = subject.questions(64)
     given = probs.clone(), images.clone()
+    defense = subject.fresh().defense
+    defense.attend(None)
     with torch.no_grad():
-        released = subject.fresh().defense.release(*given)
+        released = defense.release(*given)
     if not released.is_floating_point():
         raise Broken(f"released {released.dtype} where floating point is due")
     if not (torch.equal(given[0], probs) and torch.equal(given[1], images)):
@@ -254,7 +257,9 @@ def _inputs(subject: Subject) -> str:
 def _argmax(subject: Subject) -> str:
     if not subject.traits.argmax_preserving:
         return "declared not to preserve it"
-    for asked, probs, released in _every_answer(subject):
+    deployed, (_, images) = subject.fresh(), subject.questions(256)
+    served = ("answers that the target gave", *deployed.answer(images, _CUSTOMER))  # a network may stand in its place
+    for asked, probs, released in chain(_every_answer(subject), [served]):
         best, second = probs.topk(2, dim=1).values.unbind(dim=1)
         changed = (best - second > _CLEAR_LEAD) & (released.argmax(dim=1) != probs.argmax(dim=1))
         if bool(changed.any()):

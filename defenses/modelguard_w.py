@@ -30,7 +30,9 @@ class ModelGuardW(Defense):
     """
 
     epsilon: float = param(1.0, "the largest L1 distance between released and clean answers", ge=0, le=2)
-    margin: float = param(1e-4, "the least lead of the top class over every other, if the budget buys it", ge=0, le=0.5)
+    margin: float = param(
+        1e-4, "the least lead of the top class over every other, if the budget buys it", ge=1e-6, le=0.5
+    )
 
     paper: ClassVar[Paper | None] = Paper(
         key="tang2024modelguard",

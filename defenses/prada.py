@@ -126,8 +126,8 @@ class PRADA(Detector):
     def _test(self, nearest: Tensor, classes: Tensor, account: Account) -> Tensor:
         """Suspicions (N,) after each query, given the nearest distances (N,) on the CPU."""
         kept = ~nearest.isnan()
-        distances = torch.cat([account["distances"], nearest[kept]])
-        of_classes = torch.cat([account["distance_classes"], classes[kept]])
+        distances = torch.cat([account["distances"].cpu(), nearest[kept]])
+        of_classes = torch.cat([account["distance_classes"].cpu(), classes[kept]])
         known_after = len(account["distances"]) + kept.long().cumsum(0)
         suspicions = torch.full((len(nearest),), account["suspicion"], dtype=torch.float64)
         first_test = -(account["asked"] + 1) % 10

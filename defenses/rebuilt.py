@@ -36,6 +36,7 @@ class Rebuilt:
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
         """What it releases (N, K), float32, for probabilities (N, K) and images, which both stay as they are."""
         with torch.autocast(images.device.type, enabled=False):
+            self.defense.attend(None)
             return self.defense.release(probs.float().clone(), images.float().clone()).float().clone()
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from ..files import write_atomically
+from ..files import alone, write_atomically
 from ..targets.datasets.base import Images
 from ..targets.zoo import zoo_dir
 from .base import Defense, DefenseContext
@@ -53,17 +53,18 @@ def trained(
     network = network.to(context.device)
     identity = _identity(network, defense, context, data, part)
     path = trained_dir() / _stem(defense.label()) / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
-    weights = _kept(path, identity)
-    if weights is None:
-        devices = [context.device] if context.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            torch.manual_seed(context.seed)
-            fit(network)
-        weights = _weights(network)
-        content = save_tensors(weights, metadata={"identity": identity, "digest": _digest(weights)})
-        write_atomically(path, content)
-    else:
-        network.load_state_dict(weights)
+    with alone(path):  # on a GPU, two processes that train it would end in two networks
+        weights = _kept(path, identity)
+        if weights is None:
+            devices = [context.device] if context.device.type == "cuda" else []
+            with torch.random.fork_rng(devices), torch.enable_grad():
+                torch.manual_seed(context.seed)
+                fit(network)
+            weights = _weights(network)
+            content = save_tensors(weights, metadata={"identity": identity, "digest": _digest(weights)})
+            write_atomically(path, content)
+        else:
+            network.load_state_dict(weights)
     return network.requires_grad_(False).eval()
 
 

@@ -27,6 +27,8 @@ DROP_CAPS = (0.0, 0.01, 0.02, 0.05)
 """Caps on the loss of accuracy, as shares."""
 L1_CAPS = (0.1, 0.2, 0.5, 1.0)
 """Caps on the mean L1 distance of released from clean answers."""
+NOTHING_TO_STEAL = "a target that was attacked is no better than the floor"
+"""Why a defense is not ranked whose stolen share is undefined."""
 SHOWN_FIRST = (0.01, 0.5)
 """The tier that is shown first."""
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -278,6 +280,8 @@ def _row(grid: Grid, position: int, runs: Mapping[str, Run], floor: float) -> Ro
     )
     ranked = [i for i, column in enumerate(columns) if column.role == "ranked"]
     shares = {i: score.sigma for i in ranked if (score := scores[i]) and score.sigma}
+    if any(score.sigma is None for i in ranked if (score := scores[i])):
+        shares = {}  # one that nobody knows may be the worst
     worst = max(shares, key=lambda i: shares[i].mean, default=None)
     paid = [cells[i] for i in ranked if cells[i]]
     shifts = [[run.shifted for run in cell if run.shifted] for cell in paid]
@@ -373,6 +377,8 @@ def _blockers(table: Table, gate: Sequence[GateLine], undefended: Row | None, la
             yield f"the table has no row {name}"
         elif not row.complete:
             yield f"runs of the row {name} are missing"
+        elif row.worst is None:
+            yield f"the row {name}: {NOTHING_TO_STEAL}"
 
 
 def gate_text(line: GateLine, seeds: int) -> str:
@@ -443,11 +449,11 @@ def _place(defense: int, entry: DefenseEntry, rows: Sequence[Row], drop: float, 
     mine = [i for i, row in enumerate(rows) if row.defense == defense]
     fits = [(share.mean, i) for i in mine if meets(rows[i], drop, l1) and (share := worst_share(rows[i]))]
     missing = not all(rows[i].complete for i in mine)
+    undefined = not missing and any(worst_share(rows[i]) is None for i in mine)
     if not fits:
-        hopeless = not missing and all(worst_share(rows[i]) is None for i in mine)
         unmeasured = not missing and any(rows[i].shifted_drop is None for i in mine)
         beyond = "costs on the shifted copy were not measured" if unmeasured else "no setting meets both caps"
-        why = "the target is no better than the floor" if hopeless else beyond
+        why = NOTHING_TO_STEAL if undefined else beyond
         return Placed(defense=defense, row=None, rank=None, why="runs are missing" if missing else why)
     why = (
         "control"
@@ -456,6 +462,8 @@ def _place(defense: int, entry: DefenseEntry, rows: Sequence[Row], drop: float, 
         if closed
         else "runs of its sweep are missing"
         if missing
+        else NOTHING_TO_STEAL
+        if undefined
         else ""
     )
     return Placed(defense=defense, row=min(fits)[1], rank=None, why=why)

@@ -55,7 +55,7 @@ def check_board(board: Path, protocol: str, changes: Iterable[Change] = ()) -> F
     _check_runs(board, submitted, records, found)
     for suite in _suites():
         _check_scores(suite, submitted, list(records.values()), found)
-    _check_changes(changes, records, found)
+    _check_changes(board, changes, records, found)
     found.records, found.submissions = len(records), submitted
     return found
 
@@ -238,14 +238,14 @@ def attack_results(suite: FrozenSuite, submission: Submission, records: list[Rec
 # ------------------------------------------------------------------------------------------------ the changes
 
 
-def _check_changes(changes: Iterable[Change], records: Mapping[Path, Record], found: Findings) -> None:
+def _check_changes(board: Path, changes: Iterable[Change], records: Mapping[Path, Record], found: Findings) -> None:
     weights = _weights()
     seeds: dict[str, dict[str, float]] = defaultdict(dict)
     for record in records.values():
         if record.stolen is not None:
             seeds[cell_of(record)][record.run_id] = record.stolen.clone_accuracy
     for change in changes:
-        kind = _kind(change.path)
+        kind = change.path.relative_to(board).parts[0]
         if change.removed:
             found.problems.append((change.path, f"was committed and is removed: {kind} only grow"))
         elif change.before is None:
@@ -254,8 +254,12 @@ def _check_changes(changes: Iterable[Change], records: Mapping[Path, Record], fo
                 found.problems += ((change.path, problem) for problem in _outdated(added, weights))
         elif kind == "suites":
             found.problems.append((change.path, "a frozen suite is not changed within its protocol"))
+        elif kind == "entries" and change.path.suffix == ".json":
+            found.problems.append((change.path, "what was entered is not changed: other settings are another entry"))
         elif kind == "results":
             found.problems.append((change.path, _changed(change, records.get(change.path), seeds)))
+        elif kind == "baselines":
+            found.notes.append(f"{change.path} is changed: attacks are judged by it")
         else:
             found.notes.append(f"{change.path} is changed")
 
@@ -278,10 +282,6 @@ def _weights() -> dict[tuple[str, str, int], str]:
         for table in tables
         for seed, digest in table.weights.items()
     }
-
-
-def _kind(path: Path) -> str:
-    return next((part for part in reversed(path.parts) if part in ("results", "entries", "suites")), "")
 
 
 def _changed(change: Change, now: Record | None, seeds: Mapping[str, Mapping[str, float]]) -> str:

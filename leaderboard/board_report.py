@@ -31,8 +31,9 @@ from .board import (
     worst_share,
 )
 from .board_attacks import JUDGED_OVER
-from .report import MISSING, SIGMA, Grid, escape_markdown, markdown_section, plus_minus, rich_table
+from .report import Grid, markdown_section, plus_minus, rich_table
 from .scoring import RANK, Estimate
+from .texts import MISSING, SIGMA, escape_latex, escape_markdown, visible
 
 TABLE = ["table", "target", "budget"]
 """What tells the tables of a board apart: their position from 1, for two of them may be of one target and budget."""
@@ -392,7 +393,7 @@ def _percent(mean: float, half: float) -> str:
 
 def to_rich(laid: Sheets) -> RenderableType:
     """The board for a terminal."""
-    title, *rest = heading(laid)
+    title, *rest = map(visible, heading(laid))
     head = [Text(title, style="bold"), *map(Text, rest), Text()]
     return Group(*head, *(part for grid in grids(laid) for part in (rich_table(grid), Text())))
 
@@ -440,27 +441,3 @@ def _latex_table(grid: Grid) -> str:
         r"\end{table}",
     ]
     return "\n".join(parts) + "\n"
-
-
-_LATEX = {
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "\n": " ",
-    "±": r"$\pm$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "·": r"$\cdot$",
-    "…": r"\dots{}",
-    SIGMA: r"$\sigma$",
-    MISSING: "--",
-}
-
-
-def escape_latex(text: str) -> str:
-    """Text that means itself to LaTeX, whatever is in it."""
-    return "".join(_LATEX.get(sign, sign) for sign in text)

@@ -155,6 +155,7 @@ def command_of(
         ("--attack", attack),
         *(("--recovery", recovery) for recovery in recoveries),
         ("--budget", str(table.budget)),
+        *([("--clone", table.clone)] if table.clone else []),
         *([("--store", str(store))] if store else []),
     ]
     command = "msbench run " + " ".join(f"{name} {shlex.quote(value)}" for name, value in options)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from ..errors import StoreError
 from .contradictions import contradictions
+from .leaves import leaves
 from .record import Record
 from .store import dumps, load, relative_path
+from .texts import is_printable
 
 
 def check_files(paths: Iterable[Path], protocol: str) -> Iterator[tuple[Path, str]]:
@@ -55,6 +57,9 @@ def problems(record: Record, path: Path, protocol: str) -> Iterator[str]:
         yield "is not in canonical form (sorted keys, two spaces, one newline at the end)"
     if record.protocol != protocol:
         yield f"protocol {record.protocol} is not {protocol}"
+    for name, value in leaves(record.model_dump(mode="json")).items():
+        if not is_printable(f"{name}{value}"):
+            yield f"{name!a}: only printable characters, all on one line"
     yield from contradictions(record)
     if not _is_utc(record.timing.created_utc):
         yield f"timing: created_utc {record.timing.created_utc!r} is no UTC time (2026-01-02T03:04:05+00:00)"

@@ -13,7 +13,6 @@ Every text in an entry is somebody else's: it is one line of printable character
 
 import json
 import tomllib
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -36,6 +35,7 @@ from ..errors import UsageError
 from .leaves import leaves
 from .record import ComponentInfo, SpecInfo
 from .suites import Column, DefenseEntry, FrozenSuite
+from .texts import is_printable
 
 FOLDER = Path(__file__).parent / "entries"
 """Where the entries of the committed board lie."""
@@ -47,8 +47,7 @@ Access = Literal["logits", "features", "surrogate", "data", "auxiliary", "querie
 
 
 def _printable(text: str) -> str:
-    """Refuse line breaks, escapes and marks that change the direction of what follows."""
-    if any(unicodedata.category(sign).startswith(("C", "Zl", "Zp")) for sign in text):
+    if not is_printable(text):
         raise ValueError("only printable characters, all on one line")
     return text
 
@@ -231,10 +230,8 @@ def resolved_text(resolved: Resolved) -> str:
 
 def _misfits(entry: Entry, resolved: Resolved) -> Iterator[str]:
     for name, value in leaves(resolved.model_dump(mode="json")).items():
-        try:
-            _printable(f"{name}{value}")
-        except ValueError as error:
-            yield f"{name!a}: {error}"
+        if not is_printable(f"{name}{value}"):
+            yield f"{name!a}: only printable characters, all on one line"
     if resolved.name != entry.name:
         yield f"its name is {resolved.name!r}, the entry's {entry.name!r}"
     if isinstance(resolved, DefenseEntry):

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .board import DROP_CAPS, L1_CAPS, SHOWN_FIRST, Board, BoardTable, Row, Score, Tier, worst_share
-from .report import MISSING, SIGMA
 from .site_charts import pareto, short_count
 from .suites import Family
+from .texts import MISSING, SIGMA
 
 Format = Literal["png", "svg"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 
-KEPT = ("results", "entries", "suites")
+KEPT = ("results", "entries", "suites", "baselines")
 """The folders of a board that only grow."""
 
 

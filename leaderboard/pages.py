@@ -120,7 +120,7 @@ def render(page: Page, records: Records) -> str:
 
 
 class Machines:
-    """What a page's runs were made on: times from different machines are never averaged."""
+    """What kinds of machine a page's runs were made on: times from different kinds are never averaged."""
 
     def __init__(self, records: Iterable[Record]) -> None:
         self.several = len({machine(record.env) for record in records}) > 1
@@ -162,8 +162,9 @@ def _how(command: str) -> str:
         "runs nothing.\n\n"
         "Scores are means over seeds ± half the 95 % interval (Student's t), n being the seeds that are done. Clone "
         "accuracy and agreement with the undefended target's top class are measured on the target's test set, which no "
-        "attack sees. Seconds are a run's without its set-up; measuring the clone at ten milestones is included. What "
-        "has not been run is *missing*. A random defense draws anew for every seed of the attack."
+        "attack sees. Seconds are a run's without its set-up; measuring the clone at ten milestones is included, for "
+        "which attacks with a pool train it each time. Runs of one row may have been timed on several machines of a "
+        "kind. What has not been run is *missing*. A random defense draws anew for every seed of the attack."
     )
 
 
@@ -177,7 +178,7 @@ def _provenance(done: list[Record], asked: int, machines: Machines) -> str:
             f"Commits: {_counted(map(_commit, done))}.",
         ]
     if machines.several:
-        lines.append("Times from different machines stand side by side, each with its machine.")
+        lines.append("Times from different kinds of machine stand side by side, each with its kind.")
     return _bullets(lines)
 
 

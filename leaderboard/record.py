@@ -172,7 +172,7 @@ class Shifted(_Section):
     """
 
     images: Annotated[int, Field(ge=1)]
-    """The first so many of the test set."""
+    """So many of the test set, chosen at random, in all runs the same."""
     undefended: Share
     """Accuracy of the undefended target."""
     defended: Share

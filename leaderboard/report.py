@@ -5,7 +5,6 @@ and CSV are that frame, one row a cell and numbers unrounded; the terminal and M
 """
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,9 +20,7 @@ from rich.text import Text
 
 from .record import CurvePoint, Distance, Record
 from .scoring import TABLE, spec_text
-
-MISSING = "\N{EN DASH}"
-SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
+from .texts import MISSING, SIGMA, escape_markdown, visible
 
 _READING = (
     "Cells: agreement with the undefended target in %, mean ± half the 95 % interval over seeds "
@@ -149,13 +146,14 @@ def to_json(frame: pd.DataFrame) -> str:
 
 def rich_table(grid: Grid) -> Table:
     """A grid for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, title=Text(grid.title, style="bold"), padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, title=Text(visible(grid.title), style="bold"), padding=(0, 1, 0, 0))
     table.title_justify = table.caption_justify = "left"
-    table.caption = Text("\n".join(grid.notes), style="dim")
-    for i, name in enumerate(grid.header):
+    table.caption = Text("\n".join(map(visible, grid.notes)), style="dim")
+    for i, name in enumerate(map(visible, grid.header)):
         table.add_column(Text(name.replace("+", "\n+")), justify="left" if i == 0 else "right", overflow="fold")
     for row, worst in zip(grid.rows, grid.worst, strict=True):
-        table.add_row(*(Text(text, style="bold" if i in worst else "") for i, text in enumerate(row)))
+        texts = map(visible, row)
+        table.add_row(*(Text(text, style="bold" if i in worst else "") for i, text in enumerate(texts)))
     return table
 
 
@@ -168,11 +166,6 @@ def markdown_section(grid: Grid) -> str:
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     notes = "\n".join(f"- {escape_markdown(note)}" for note in grid.notes)
     return "\n\n".join(filter(None, (f"### {escape_markdown(grid.title)}", table, notes))) + "\n"
-
-
-def escape_markdown(text: str) -> str:
-    """Text that means itself to Markdown, also in a table."""
-    return re.sub(r"([\\|`*<>\[\]&~])", r"\\\1", " ".join(text.split()))
 
 
 # -------------------------------------------------------------------------------------------------- one run
@@ -203,7 +196,7 @@ def report_run(record: Record, path: Path | None = None) -> RenderableType:
     parts.append(_side_by_side(_stolen(record), _paid(record), _spent(record)))
     if record.curve:
         parts += [Text(), _curve(record.curve)]
-    parts += [Text(f"flag: {flag}", style="yellow") for flag in record.flags]
+    parts += [Text(f"flag: {visible(flag)}", style="yellow") for flag in record.flags]
     if path is not None:
         parts.append(Text(f"record: {path}", style="dim"))
     return Group(*parts)

@@ -113,6 +113,8 @@ class Table(_Part):
     weights: dict[int, str] = {}
     """Of each copy's seed, the SHA-256 of the weights that are attacked, as far as they come with msbench. The others
     are trained where they are attacked, and are not quite the same everywhere."""
+    clone: str | None = None
+    """The architecture that the suite has all clones of; without it, each attack has its own."""
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
     defenses: Annotated[tuple[DefenseEntry, ...], Field(min_length=1)]
 

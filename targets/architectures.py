@@ -161,7 +161,7 @@ def build_network(
 
     def create(**more: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             network = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=channels, **more)
         return network.to(memory_format=torch.channels_last)
 

@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +25,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ..errors import BadCheckpoint, Interrupted, UsageError
-from ..files import write_atomically
+from ..files import alone, write_atomically
 from .architectures import build_network, check_architecture
 from .datasets.base import Dataset, Images, Split
 from .datasets.loading import default_data_dir, load_dataset
@@ -135,7 +134,7 @@ def load_target(
         return shipped
     if (cached := _from_cache(parsed, path, torch.device(device))) is not None:
         return cached
-    with _alone(path, stop):
+    with alone(path, stop):  # on a GPU, two processes that train it would end in two targets
         cached = _from_cache(parsed, path, torch.device(device))  # by whoever was waited for
         return cached or _train_and_cache(parsed, seed, path, open_split, torch.device(device), listener)
 
@@ -174,35 +173,6 @@ class _Stoppable:
             if self._stop.is_set():
                 raise Interrupted("stopped before the target was ready; nothing of it is kept")
             yield batch
-
-
-@contextmanager
-def _alone(path: Path, stop: threading.Event | None) -> Iterator[None]:
-    """Keep other processes from training the same target meanwhile: on a GPU, two of them would end in two targets.
-
-    Where files cannot be locked each trains on its own. Raises `Interrupted` where ``stop`` is set while waiting.
-    """
-    try:
-        import fcntl
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_suffix(".lock").open("w")
-    except (ImportError, OSError):
-        yield
-        return
-    with file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if stop is not None and stop.is_set():
-                    raise Interrupted("stopped while another process was training the target") from None
-                time.sleep(0.2)
-                continue
-            except OSError:  # a file system without locks
-                pass
-            break
-        yield
 
 
 def _cache_path(parsed: TargetName, seed: int = 0) -> Path:
@@ -295,6 +265,11 @@ def _pretrained(parsed: TargetName, open_split: Any, device: torch.device) -> Lo
         pretrained=True,
     )
     config: Any = network.pretrained_cfg
+    if config["num_classes"] != parsed.dataset.num_classes:
+        raise UsageError(
+            f"the weights {parsed.architecture} know {config['num_classes']} classes, {parsed.dataset_spec} has "
+            f"{parsed.dataset.num_classes}: name the architecture alone, which is trained on first use"
+        )
     channels = parsed.dataset.image_shape[0]
     mean, std = (_per_channel(config[key], channels) for key in ("mean", "std"))
     target = Target(

@@ -102,8 +102,9 @@ def _attack_results(
     suite: "FrozenSuite", records: "Sequence[Record]", submitted: "Sequence[Submission]"
 ) -> Iterator[str]:
     from ...leaderboard.board_check import attack_results
-    from ...leaderboard.entries import belongs
+    from ...leaderboard.entries import belongs, with_defenses
 
+    everyone = with_defenses(suite, submitted)
     for each in submitted:
         if each.entry.kind == "attack" and belongs(each.entry, suite):
-            yield from attack_results(suite, each, list(records))
+            yield from attack_results(everyone, each, list(records))

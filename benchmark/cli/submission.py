@@ -125,7 +125,9 @@ def _tell(found: "Findings") -> None:
 
 def _say(text: str, *, err: bool = False) -> None:
     """One line of printable characters, for others' texts are in it: terminals and CI jobs obey some of them."""
-    click.echo("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text), err=err)
+    from ...leaderboard.texts import visible
+
+    click.echo(visible(text), err=err)
 
 
 def _check_folder(folder: Path) -> None:
@@ -179,13 +181,13 @@ def verify(
     from ..verify import verify as run_again
 
     record = load(path)
-    wrong = list(_misstated(path, record, code))
-    for line in wrong:
-        _say(line)
     seeds = list(_beside(path, record))
     verdict = run_again(
         record, times=times, code=code, seeds=seeds, data_dir=data_dir, download=download, device=device
     )
+    wrong = list(_misstated(path, record, code or Path()))  # its code was run: there is nothing to be careful of
+    for line in wrong:
+        _say(line)
     for difference in verdict.differences:
         _say(difference)
     _say(f"{record.run_id}: {verdict.outcome}: {verdict.text}", err=True)
@@ -201,7 +203,7 @@ def _beside(path: Path, record: "Record") -> Iterator["Record"]:
     return (each for each in Store(path.resolve().parent).records() if each.run_id != record.run_id)
 
 
-def _misstated(path: Path, record: "Record", code: Path | None) -> Iterator[str]:
+def _misstated(path: Path, record: "Record", code: Path) -> Iterator[str]:
     """What is wrong with entries that the record belongs to, if it lies in a board's folder."""
     from ...leaderboard.entries import submissions
     from ..submission import misstated

@@ -60,6 +60,7 @@ def train(
     """Train targets that neither come with msbench nor are cached yet; a run does so by itself on first use."""
     from ...targets.zoo import describe_target, load_target
     from ..environment import choose_device
+    from ..numerics import numerics
     from .display import listening
     from .execute import stopping
 
@@ -68,7 +69,7 @@ def train(
     where = choose_device(device)
     with stopping() as stop:
         for name, seed in product(names, seeds):
-            with listening(0, quiet=quiet, live=progress) as listener:
+            with listening(0, quiet=quiet, live=progress) as listener, numerics("fp32", where):
                 loaded = load_target(
                     name, seed=seed, data_dir=data_dir, download=download, device=where, listener=listener, stop=stop
                 )

@@ -27,10 +27,11 @@ from ...errors import UsageError
 from ...leaderboard.pages import NOTHING
 from ...targets.architectures import build_clone
 from ...targets.blackbox import BlackBox
-from ...targets.datasets.base import Images
-from ...targets.datasets.loading import load_dataset, resize_pool
+from ...targets.datasets.base import Dataset, Images
+from ...targets.datasets.loading import resize_pool
 from ...targets.training import recipe_for
 from ...targets.zoo import Loaded, load_target, parse_target
+from ..images import auxiliary
 from ..spec import RunSpec, resolve
 
 SHARES = (0.0, 0.25, 0.5, 0.9)
@@ -225,8 +226,7 @@ def _context(target: str, loaded: Loaded, seed: int, data_dir: Path) -> DefenseC
     architecture = parse_target(target).architecture
     handed = copy.deepcopy(loaded.target)
 
-    def training_images(name: str | None = None) -> Images:
-        dataset = load_dataset(name) if name else loaded.dataset
+    def training_images(dataset: Dataset) -> Images:
         return resize_pool(dataset.load("train", data_dir=data_dir, download=False, device="cpu"), shape)
 
     return DefenseContext(
@@ -238,8 +238,8 @@ def _context(target: str, loaded: Loaded, seed: int, data_dir: Path) -> DefenseC
             architecture, num_classes=num_classes, image_shape=shape, seed=own
         ).eval(),
         target=lambda: handed,
-        data=training_images,
-        auxiliary=training_images,
+        data=lambda: training_images(loaded.dataset),
+        auxiliary=lambda name: training_images(auxiliary(loaded.dataset, name)),
         recipe=recipe_for(loaded.dataset.label()),
     )
 

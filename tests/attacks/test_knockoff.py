@@ -275,6 +275,17 @@ def test_the_adaptive_strategy_continues_where_it_was(stage: Callable[..., Any],
     assert same(whole.attack.clone(), resumed.attack.clone())
 
 
+def test_a_student_that_diverges_spoils_no_draw(stage: Callable[..., Any]) -> None:
+    on = stage(ADAPTIVE, budget=1000, pool_classes=3)
+    on.run(1)
+    with torch.no_grad():
+        next(on.attack.student.parameters()).fill_(torch.nan)
+    report = on.run()
+    assert report.reason == "the pool's 150 images are all queried"
+    assert len(on.images.unique(dim=0)) == 150
+    assert bool(on.attack.bandit.preferences.isfinite().all())
+
+
 def test_only_the_adaptive_strategy_looks_at_labels(stage: Callable[..., Any]) -> None:
     assert not hasattr(stage(SMALL).attack, "bandit")
     plain, labelled = stage(SMALL, budget=60), stage(SMALL, budget=60, pool_classes=7)

@@ -80,6 +80,21 @@ def test_averaging_charges_every_repeat_and_averages_exactly() -> None:
     assert all(torch.equal(asked, images(3)) for asked in counter.calls)
 
 
+@pytest.mark.parametrize(
+    ("answered", "taken"),
+    [([2, 1, 1], 1), ([2, 1], 2), ([3, 2, 1, 1, 2], 2), ([0, 3, 3, 1, 1], 3), ([1, 3, 3, 3], 3), ([2], 2)],
+)
+def test_of_labels_averaging_takes_the_most_frequent_and_then_the_first(answered: list[int], taken: int) -> None:
+    calls = iter(answered)
+
+    def labels(asked: Tensor) -> Tensor:
+        return torch.eye(4)[[next(calls)] * len(asked)]
+
+    seen = Averaging(repeats=len(answered)).wrap(box(labels, labels_only=True))
+    assert seen.labels_only
+    assert seen.query(images(1)).tolist() == [torch.eye(4)[taken].tolist()]
+
+
 def test_averaging_counts_in_its_own_images() -> None:
     victim = box(soft, budget=11)
     seen = Averaging(repeats=3).wrap(victim)

@@ -1,6 +1,6 @@
 """Attacks and defenses that fail in ways a run has to survive. Loaded by path, as a user's own files are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,6 +31,19 @@ class Untrained(Attack):
 
     def clone(self) -> nn.Module:
         return self.network.eval()
+
+
+@dataclass(kw_only=True)
+class LearnsLast(Untrained):
+    """Spends its budget, and learns in a further step, which asks nothing."""
+
+    def step(self) -> StepReport:
+        if self.victim.remaining:
+            return replace(super().step(), done=False)
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter.neg_()
+        return StepReport(done=True)
 
 
 @dataclass(kw_only=True)

@@ -1,13 +1,15 @@
 """Refusals and flags on their way from a defense into the record, and accounts on their way to a defense."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msbench.benchmark import evaluation
 from msbench.benchmark.evaluation import Evaluator
 from msbench.benchmark.spec import RunSpec
 from msbench.benchmark.traffic import Traffic
@@ -46,6 +48,40 @@ class Bouncer(Defense):
 
 
 @dataclass(kw_only=True)
+class Registrar(Bouncer):
+    """Keeps a list of who asked."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True, needs=("account",), stage="detection")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.seen: list[str | None] = []
+
+    def attend(self, account: str | None) -> None:
+        super().attend(account)
+        self.seen.append(account)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": list(self.seen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = list(state["seen"])
+
+
+class Slow(Defense):
+    """Does some work for each batch."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=True)
+
+    def __init__(self, work: Callable[..., None]) -> None:
+        self.work = work
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        self.work()
+        return probs
+
+
+@dataclass(kw_only=True)
 class OtherBouncer(Bouncer):
     """Flags and refuses by the third pixel alone."""
 
@@ -79,7 +115,7 @@ def text_of(report: object) -> str:
 
 def evaluator(defense: Defense, pixels: Tensor) -> Evaluator:
     test = TensorImages((pixels * 255).byte(), torch.zeros(len(pixels), dtype=torch.long))
-    return Evaluator(Deployment(target(), defense), Digits(), test, None)
+    return Evaluator(Deployment(target(), defense), Digits(), test, None, "0123456789ab")
 
 
 def test_a_refused_query_counts_as_wrong_even_where_a_tie_would_be_right() -> None:
@@ -89,6 +125,8 @@ def test_a_refused_query_counts_as_wrong_even_where_a_tie_would_be_right() -> No
     paid = measured.paid(Traffic(measured.deployment, "attacker"), before=1.0)
     assert (paid.defended_accuracy, paid.argmax_changed) == (0.5, 0.5)
     assert (paid.flagged, paid.refused) == (0.75, 0.5)
+    sure = math.exp(5) / (math.exp(5) + 2)
+    assert paid.ece == pytest.approx((2 * (1 - sure) + 2 / 3) / 4, abs=1e-6)  # what was refused was not right
     assert measured.milestone(target(), 10).defended_accuracy == 0.5
 
 
@@ -99,6 +137,46 @@ def test_what_detects_nothing_has_no_detection() -> None:
     paid = measured.paid(traffic, before=1.0)
     assert (paid.defended_accuracy, paid.flagged, paid.refused) == (1.0, None, None)
     assert traffic.detection() is None
+
+
+def test_honest_users_go_by_names_where_accounts_are_told_apart_and_leave_no_trace() -> None:
+    defense = Registrar()
+    measured = evaluator(defense, images(*[(0, 0)] * 1500))
+    defense.seen = ["attacker"]
+    for _ in range(2):
+        measured.defended_accuracy()
+    names = [name for name in defense.heard if name]
+    assert len(set(names)) == len(names) == len(defense.heard) == 4  # 1,024 images a name
+    assert all(len(name) == 16 and int(name, 16) >= 0 for name in names)
+    assert defense.seen == ["attacker"]
+
+
+def test_how_much_slower_the_deployed_path_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def costs(seconds: float) -> Callable[..., None]:
+        return lambda *_: clock.__setitem__(0, clock[0] + seconds)
+
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
+    measured = evaluator(Slow(work=costs(3.0)), images((0, 0)))
+    measured.deployment.target.register_forward_hook(costs(1.0))
+    assert measured.latency_ratio() == {"1": 4.0, "256": 4.0}
+
+
+def test_answers_about_data_are_surer_than_those_about_other_images() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].weight[0, 0] = 5.0  # the brighter the first pixel, the surer
+        network[1].bias.zero_()
+    bright = Target(network, mean=(0.0,), std=(1.0,), num_classes=CLASSES, image_shape=(1, 8, 8)).eval()
+    test, outside = (
+        TensorImages((images(*pixels) * 255).byte(), torch.zeros(len(pixels), dtype=torch.long))
+        for pixels in ([(1,), (1,), (1,), (0,)], [(0,), (0,)])
+    )
+    measured = Evaluator(Deployment(bright, load_defense("none")), Digits(), test, outside, "0123456789ab")
+    paid = measured.paid(Traffic(measured.deployment, "attacker"), before=1.0)
+    assert paid.auroc == (3 + 0.5) / 4
 
 
 def test_honest_users_are_newcomers_and_the_attack_is_one_account() -> None:

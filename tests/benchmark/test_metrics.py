@@ -54,7 +54,7 @@ def test_calibration_error_by_hand() -> None:
     labels = torch.tensor([0, 0, 0, 1])
     assert (probs.argmax(dim=1) == labels).tolist() == hits
     expected = (abs((1 + 0) - (0.9 + 0.92)) + abs(1 - 0.5) + abs(0 - 0.34)) / 4
-    assert metrics.calibration_error(probs, labels) == pytest.approx(expected, abs=1e-6)
+    assert metrics.calibration_error(probs, probs.argmax(dim=1) == labels) == pytest.approx(expected, abs=1e-6)
 
 
 def test_calibration_error_against_a_loop_over_bins() -> None:
@@ -66,13 +66,13 @@ def test_calibration_error_against_a_loop_over_bins() -> None:
         if inside.any():
             accuracy = (top == labels)[inside].double().mean()
             expected += float(inside.double().mean() * (accuracy - confidence[inside].mean()).abs())
-    assert metrics.calibration_error(probs, labels) == pytest.approx(expected, abs=1e-12)
+    assert metrics.calibration_error(probs, probs.argmax(dim=1) == labels) == pytest.approx(expected, abs=1e-12)
 
 
 def test_one_hot_answers_have_the_error_rate_as_calibration_error() -> None:
     labels = labels_for(40)
     answers = nn.functional.one_hot((labels + (torch.arange(40) % 4 == 0)) % 10, 10).float()
-    assert metrics.calibration_error(answers, labels) == 0.25
+    assert metrics.calibration_error(answers, answers.argmax(dim=1) == labels) == 0.25
 
 
 def test_negative_log_likelihood_is_scikit_learns() -> None:

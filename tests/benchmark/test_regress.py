@@ -55,7 +55,7 @@ def _changes(suite: str, seeds: list[int], folder: Path) -> list[Comparison]:
     ]
     lines = compare(load_baseline(suite), runs)
     for line in lines:
-        print(line.metric, line.measured, line.low, line.high, line.verdict)
+        print(line)
     return [line for line in lines if not line.holds]
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from msbench.benchmark import evaluation
+from msbench.benchmark import evaluation, session
 from msbench.benchmark.metrics import milestones
 from msbench.benchmark.spec import RunSpec, resolve
+from msbench.components import load_class
 from msbench.errors import BadParameter, Interrupted, MissingData, StoreError, UsageError
+from msbench.leaderboard.contradictions import contradictions
 from msbench.leaderboard.record import Record
 from msbench.leaderboard.store import Store, dumps, load, record_files
 from msbench.targets import training
@@ -79,6 +81,37 @@ def test_the_curve_is_measured_at_the_milestones(steal: Steal) -> None:
     assert [point.queries for point in record.curve] == milestones(80)
     record = steal(NOISE)  # a step of forty passes several at once
     assert [point.queries for point in record.curve] == [40, 80, 160, 320, 640]
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_curve_ends_with_the_clone_that_is_judged(steal: Steal) -> None:
+    record = steal(replace(NOISE, attack=misbehaving("LearnsLast")))
+    assert record.stolen is not None
+    last = record.curve[-1]
+    assert (last.queries, last.clone_accuracy, last.agreement) == (
+        640,
+        record.stolen.clone_accuracy,
+        record.stolen.agreement,
+    )
+    assert record.curve[-2].clone_accuracy != last.clone_accuracy
+    assert not [problem for problem in contradictions(record) if problem.startswith("curve")]
+
+
+@pytest.mark.usefixtures("brief")
+def test_only_the_last_clone_is_on_the_attacks_account(steal: Steal, monkeypatch: pytest.MonkeyPatch) -> None:
+    clones, clock = [], [0.0]
+
+    def clone(attack: Any) -> Any:
+        clones.append(attack.victim.spent)
+        clock[0] += 1000
+        return attack.network.eval()
+
+    spec = misbehaving("Untrained")
+    monkeypatch.setattr(load_class("attack", spec), "clone", clone)
+    monkeypatch.setattr(session.time, "perf_counter", lambda: clock[0])
+    record = steal(replace(NOISE, attack=spec))
+    assert clones == [point.queries for point in record.curve] == [40, 80, 160, 320, 640]
+    assert (record.timing.attack, record.timing.evaluation) == (1000, 4000)
 
 
 @pytest.mark.usefixtures("brief")

@@ -1,17 +1,24 @@
 """Suites: what is written resolves to what is frozen, in the order due, and upper bounds are never ranked."""
 
+import shlex
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from msbench.benchmark import suite as module
 from msbench.benchmark.cli.main import cli
-from msbench.benchmark.spec import Cell, resolve
+from msbench.benchmark.spec import Cell, RunSpec, resolve
+from msbench.benchmark.submission import _resolve
 from msbench.benchmark.suite import check, defense_entry, freeze, packaged, plans, read_plan
 from msbench.benchmark.sweep import choose, due, estimate, look
 from msbench.components import names, origin
 from msbench.errors import BadParameter, UnknownName, UsageError
 from msbench.leaderboard import suites
+from msbench.leaderboard.board_runs import command_of
+from msbench.leaderboard.entries import AttackEntry
+from msbench.leaderboard.record import run_id
 from msbench.leaderboard.store import Store
 from msbench.leaderboard.suites import FrozenSuite, load_suite, suite_text
 
@@ -54,6 +61,32 @@ def asked(cells: list[Cell]) -> list[tuple[str, str, str, int, int]]:
 @pytest.mark.parametrize("name", packaged())
 def test_every_packaged_suite_can_be_read(name: str) -> None:
     assert read_plan(name).title
+
+
+@pytest.mark.parametrize("name", suites.names())
+def test_the_command_that_a_board_prints_makes_the_suites_runs(name: str) -> None:
+    suite = load_suite(name)
+    for table in suite.tables:
+        column = next(column for column in table.columns if column.role == "ranked")
+        entry = table.defenses[0]
+        setting = entry.settings[0]
+        command = command_of(table, entry, [setting], column.attack, [column.recovery])
+        options = dict(pair for pair in pairwise(shlex.split(command)) if pair[0].startswith("--"))
+        first = table.seeds[0]
+        seeds = {"seed": first, "target_seed": first if table.copies else 0}
+        asked: dict[str, Any] = {key: options.get(f"--{key}") for key in ("target", "defense", "attack", "recovery")}
+        plan = resolve(RunSpec(**asked, clone=options.get("--clone"), budget=int(options["--budget"]), **seeds))
+        assert plan.run_id == run_id(table.spec(suite.protocol, column, entry, setting, first))
+
+
+def test_a_submitted_attack_trains_the_clone_that_the_suite_asks_for() -> None:
+    suite = load_suite("paper")
+    wanted = {(table.target.name, table.budget): table.clone for table in suite.tables}
+    assert set(wanted.values()) == {"resnet18_8x"}
+    resolved = _resolve("attack", "maze", ("none",), "mine", suite)
+    assert isinstance(resolved, AttackEntry)
+    found = {(each.target, each.budget): each.columns[0].settings[0].clone for each in resolved.tables}
+    assert found == wanted
 
 
 @pytest.mark.parametrize("name", suites.names())

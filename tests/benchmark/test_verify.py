@@ -119,6 +119,26 @@ def test_an_entry_that_a_record_belongs_to_is_compared_with_its_code(
     assert "every number is reproduced" in forged.stderr
 
 
+def test_an_entry_of_a_module_is_compared_with_it(
+    saved: Callable[..., Path], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(BLEND, tmp_path / "half_a_module.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = "half_a_module:Halve:share=0.2"
+    record = saved(defense=spec)
+    path = tmp_path / "board" / "results" / record.relative_to(store.root)
+    path.parent.mkdir(parents=True)
+    shutil.copy(record, path)
+    entries = tmp_path / "board" / "entries"
+    entries.mkdir()
+    (entries / "halve.toml").write_text(ENTRY.format(defense=spec))
+    resolved = defense_entry(spec).model_copy(update={"name": "halve"})
+    for changes, lines in (({}, []), ({"stochastic": True}, ["halve.json: stochastic is True, by its code False"])):
+        (entries / "halve.json").write_text(resolved_text(resolved.model_copy(update=changes)))
+        done = call(path)
+        assert (done.exit_code, done.stdout.splitlines()) == (4 if lines else 0, lines), done.output
+
+
 @pytest.mark.parametrize(
     ("defense", "constant", "defense_seeds"),
     [

@@ -107,18 +107,18 @@ def test_a_run_that_failed_is_named_and_never_passes(
     assert result.exit_code == (1 if strong else 3), "what failed hides no regression of another cell"
     told = json.loads(result.stdout)
     run = "digits/lenet5 300 none dfme seed 1"
-    assert told["not_done"] == {run: "it [31mbroke"}
+    assert told["not_done"] == {run: r"it \x1b[31mbroke"}
     dfme = [line for line in told["lines"] if line["cell"][3] == "dfme"]
     assert {(line["verdict"], line["done"], line["planned"]) for line in dfme} == {("missing", 2, 3)}
-    assert f"not done: {run}: it [31mbroke\n" in result.stderr
+    assert f"not done: {run}: it \\x1b[31mbroke\n" in result.stderr
     assert f"their logs lie in {Path('kept', '.logs')}\n" in result.stderr
     summary = Path("summary.md").read_text()
     assert re.search(r"^## .* suite tiny: 1 of 6 runs not done", summary)
-    assert f"\n- {run}: it [31mbroke\n" in summary
+    assert f"\n- {run}: it \\\\x1b\\[31mbroke\n" in summary
     assert "| 2 of 3 | missing |" in summary
     report = Xml.parse("junit.xml").getroot()
     (error,) = report.findall("testcase/error")
-    assert (report.get("errors"), error.get("message")) == ("1", "it [31mbroke")
+    assert (report.get("errors"), error.get("message")) == ("1", r"it \x1b[31mbroke")
     assert [case.get("classname") for case in report if case.find("error") is not None] == [run]
     shown = regress()
     assert re.search(r"dfme +clone_accuracy .* 2 of 3 +missing", shown.stdout)

@@ -47,6 +47,34 @@ class OnlyTenClasses(Identity):
 
 
 @dataclass(kw_only=True)
+class KnowsWhoAsksWhenAsked(Identity):
+    """Keeps the contract: who asks is known from `attend` on, which comes before every answer."""
+
+    def attend(self, account: str | None) -> None:
+        self.account = account
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        assert self.account is None or self.account
+        return probs
+
+
+@dataclass(kw_only=True)
+class ServesAnotherNetwork(Defense):
+    """Says that it keeps the top class, and keeps that of another network."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=True)
+
+    def prepare(self, context: DefenseContext) -> None:
+        self.network = context.new_surrogate(5).eval()
+
+    def deploy(self, target: nn.Module) -> nn.Module:
+        return self.network
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs
+
+
+@dataclass(kw_only=True)
 class FitsNothing(Identity):
     def prepare(self, context: DefenseContext) -> None:
         raise BadParameter("fits nothing")

@@ -19,6 +19,7 @@ VARIANTS = [
     "noise:distribution=dirichlet,per_input=true",
     "noise:on=logits,epsilon=0.2",
     "mad:objective=raw",
+    "modelguard_w:margin=1e-6,epsilon=2",
     "mad_argmax:objective=raw",
     "mad_argmax:epsilon=2",
     "adaptive_misinformation:served=target",
@@ -50,7 +51,7 @@ def test_keeps_the_contract(spec: str) -> None:
     assert failures(validate_defense(spec)) == {}
 
 
-@pytest.mark.parametrize("name", ["CountingHonestly", "OnlyTenClasses"])
+@pytest.mark.parametrize("name", ["CountingHonestly", "OnlyTenClasses", "KnowsWhoAsksWhenAsked"])
 def test_unusual_but_honest_defenses_pass(name: str) -> None:
     assert broken(name) == {}
 
@@ -65,6 +66,7 @@ def test_unusual_but_honest_defenses_pass(name: str) -> None:
         ("Integers", {"inputs"}),
         ("InPlace", {"inputs"}),
         ("ChangesUncertainTops", {"argmax"}),
+        ("ServesAnotherNetwork", {"argmax"}),
         ("NotOneHot", {"labels only"}),
         ("RandomInNameOnly", {"determinism"}),
         ("PoisonsLater", {"history"}),

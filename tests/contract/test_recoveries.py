@@ -55,7 +55,13 @@ def wrapped(
     def answer(images: Tensor) -> Tensor:
         return deployed.release(clean(images), images)
 
-    victim = BlackBox(answer, budget=budget, num_classes=10, image_shape=IMAGE_SHAPE)
+    victim = BlackBox(
+        answer,
+        budget=budget,
+        num_classes=10,
+        image_shape=IMAGE_SHAPE,
+        labels_only=deployed.defense.traits.labels_only,
+    )
     recovery = cast(Recovery, load("recovery", spec)).wrap(victim)
     recovery.prepare(
         RecoveryContext(
@@ -92,6 +98,7 @@ def set_up(attack: str, seen: Recovery) -> Attack:
 DEFENSES = [
     "none",
     "label_only",
+    "noise+label_only",
     "topk:k=3",
     "rounding:decimals=1",
     "temperature:temperature=4",

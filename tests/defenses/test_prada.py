@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from msbench.benchmark.checks import stored
 from msbench.defenses.prada import PRADA
 from scipy import stats
 from torch import Tensor
@@ -89,6 +90,20 @@ def test_synthetic_steps_are_flagged_and_spread_images_are_not(prada):
         assert torch.equal(verdict.flagged, verdict.refused)
         uniform = (released - 0.25).abs().amax(dim=1) == 0
         assert torch.equal(uniform, verdict.flagged)
+
+
+def test_a_restored_account_goes_on_where_it_was(prada):
+    whole, resumed = prada(), prada()
+    probs, images = stream(600)
+    whole.release(probs[:305], images[:305])
+    resumed.load_state_dict(stored(whole.state_dict()))
+    for defense in (whole, resumed):
+        defense.release(probs[305:], images[305:])
+    assert whole.scores.unique().numel() > 10
+    assert torch.equal(whole.scores, resumed.scores)
+    fresh = prada()
+    fresh.release(probs[305:], images[305:])
+    assert not torch.equal(whole.scores, fresh.scores)
 
 
 def test_repeating_one_image_is_at_distance_zero_and_never_tested(prada):

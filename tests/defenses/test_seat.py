@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msbench.benchmark.checks import stored
 from msbench.defenses.detection import split
 from msbench.defenses.seat import SEAT, first_come, without_head
 from msbench.errors import BadParameter
@@ -70,6 +71,17 @@ def test_memory_is_bounded(make_seat, answers, images):
     for seed in range(4):
         seat.release(answers(50, 4), images(50, seed=seed))
     assert len(seat.accounts["customer"]["codes"]) == 40
+
+
+def test_a_restored_account_goes_on_where_it_was(make_seat, answers, images):
+    whole, resumed, fresh = (make_seat() for _ in range(3))
+    whole.release(answers(40, 4), images(40))
+    resumed.load_state_dict(stored(whole.state_dict()))
+    asked = torch.cat([images(2), images(5, seed=1)])  # two repeats and five new ones
+    for seat in (whole, resumed, fresh):
+        seat.release(answers(7, 4), asked)
+    assert torch.equal(whole.scores, resumed.scores)
+    assert int(whole.scores[1]) >= int(fresh.scores[1]) + 2
 
 
 def test_repeats_are_pairs_and_the_account_is_cancelled_for_good(seat, answers, images):

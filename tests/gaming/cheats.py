@@ -124,6 +124,24 @@ class Named(Watchful):
 
 
 @dataclass(kw_only=True)
+class Quota(Watchful):
+    """Answers whoever comes under a name 64 times, and those without one for ever; declares all of it."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True, needs=("account",), stage="detection")
+
+    def prepare(self, context: DefenseContext) -> None:
+        super().prepare(context)
+        self.counts: dict[str, int] = {}
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        if self.account is None:
+            return probs
+        place = torch.arange(len(probs)) + self.counts.get(self.account, 0)
+        self.counts[self.account] = self.counts.get(self.account, 0) + len(probs)
+        return torch.where((place >= 64)[:, None], torch.full_like(probs, 1 / probs.shape[1]), probs)
+
+
+@dataclass(kw_only=True)
 class Smears(Cheat):
     """Releases the truth, and leaves other pixels with whoever asked."""
 

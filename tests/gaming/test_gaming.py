@@ -70,6 +70,14 @@ def test_garbage_for_all_but_exact_data_is_paid_for_on_the_shifted_copy(steal: S
     assert reliability.FRAGILE in record.flags
 
 
+def test_what_is_kept_from_those_with_a_name_is_kept_from_honest_users(steal: Steal) -> None:
+    record = steal("Quota")
+    assert record.paid is not None and record.target is not None
+    assert record.paid.defended_accuracy < 0.3 < record.target.accuracy
+    assert record.paid.shifted is not None and record.paid.shifted.argmax_changed > 0.5
+    assert not fits_some_tier(record)
+
+
 # ----------------------------------------------------------------------------------------- caught by a flag
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msbench.errors import UsageError
-from msbench.leaderboard.board import make_board, worst_share
+from msbench.leaderboard.board import NOTHING_TO_STEAL, make_board, worst_share
 from msbench.leaderboard.board_runs import command_of
 from msbench.leaderboard.record import CurvePoint, run_id
 from msbench.leaderboard.scoring import Estimate, ranks
@@ -113,6 +113,44 @@ def test_caps_hold_on_the_shifted_copy_as_well(board, cost):
     table = only(board(found))
     assert placed(table, "topk").why == "no setting meets both caps"
     assert placed(table, "topk", 0.05, 1.0).rank == 1
+
+
+@pytest.mark.parametrize("setting", ["topk:k=3", "topk:k=5"])
+@pytest.mark.parametrize("column", ["dfme", "maze"])
+def test_a_share_that_nobody_knows_is_no_good_one(make_suite, make_runs, make_baseline, make_entry, setting, column):
+    suite = make_suite([make_entry("topk", settings=["topk:k=5", "topk:k=3"])])
+    asked = specs_of(suite)
+    runs = make_runs(suite, lambda setting, column, seed: 0.3 if "topk" in setting else undefended(column, seed))
+    (at,) = [
+        i
+        for i, (spec, record) in enumerate(zip(asked, runs, strict=True))
+        if (spec, record.spec.seed) == (record.spec, 2)
+        and spec.defense == make_entry(setting).settings[0].resolved
+        and (spec.attack.name, spec.recovery.name) == (column, "none")
+    ]
+    poor = runs[at].target.model_copy(update={"accuracy": 0.1, "digest": "cd" * 32})
+    runs[at] = runs[at].model_copy(update={"target": poor})
+    table = only(make_board(suite, runs, make_baseline(suite, {name: UNDEFENDED[name] for name in ("dfme", "maze")})))
+    mine = row(table, setting)
+    assert mine.complete
+    assert worst_share(mine) is None
+    assert not table.blockers
+    for tier in table.tiers:
+        one = placed(table, "topk", tier.drop, tier.l1)
+        assert one.rank is None
+        assert one.why in (NOTHING_TO_STEAL, "no setting meets both caps")
+    assert placed(table, "topk", 0.05, 1.0).why == NOTHING_TO_STEAL
+
+
+def test_nothing_is_ranked_where_a_control_s_share_is_unknown(make_suite, make_runs, make_baseline, make_entry):
+    suite = make_suite([make_entry("topk", settings=["topk:k=3"])])
+    runs = make_runs(suite, lambda setting, column, seed: 0.3 if "topk" in setting else undefended(column, seed))
+    poor = runs[0].target.model_copy(update={"accuracy": 0.1, "digest": "cd" * 32})
+    assert runs[0].spec.defense.name == "none"
+    runs[0] = runs[0].model_copy(update={"target": poor})
+    table = only(make_board(suite, runs, make_baseline(suite, {name: UNDEFENDED[name] for name in ("dfme", "maze")})))
+    assert table.blockers == (f"the row none: {NOTHING_TO_STEAL}",)
+    assert all(one.rank is None for tier in table.tiers for one in tier.placed)
 
 
 @pytest.mark.parametrize("old", [{0, 1, 2}, {1}], ids=["all", "one"])

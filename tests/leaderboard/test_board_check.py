@@ -238,6 +238,44 @@ def test_a_frozen_suite_is_not_changed(board, changes):
     assert problems(board, changes()) == ["tiny.json: a frozen suite is not changed within its protocol"]
 
 
+def test_what_was_entered_is_not_changed(board, changes):
+    other = defense("blend", "blend:share=0.1", "blend:share=0.9", family="deterrent")
+    write_entry(board, other, ENTRY.replace("by A. Researcher", "by another"))
+    assert problems(board, changes()) == [
+        "blend.json: what was entered is not changed: other settings are another entry"
+    ]
+
+
+def test_a_defense_called_as_one_of_the_folders_has_no_other_rights(board, changes, make_record):
+    def record(**keys):
+        other = make_record(spec__defense="entries", **keys)
+        return Store(board / "results").save(other), other
+
+    path, _ = record()
+    before = path.read_bytes()
+    path.unlink()
+    changed = history.Change(path, before, False)
+    record(stolen__kl=0.62)
+    found = check_board(board, "2026.1", [changed])
+    assert any("was committed and is changed" in text for where, text in found.problems if where == path)
+
+
+def test_a_changed_baseline_is_seen(board, tmp_path, changes):
+    (board / "baselines").mkdir()
+    (board / "baselines" / "tiny.json").write_text("{}")
+    assert [change.path.name for change in changes()] == ["tiny.json"]
+    change = history.Change(board / "baselines" / "tiny.json", b"", False)
+    found = check_board(board, "2026.1", [change])
+    assert found.problems == []
+    assert found.notes[-1] == f"{change.path} is changed: attacks are judged by it"
+
+
+def test_a_record_holds_nothing_that_a_terminal_obeys(board):
+    first = record_files(board)[0]
+    edit(first, flags=["fine \x1b]0;pwned"])
+    assert any("'flags.0': only printable characters" in text for text in problems(board))
+
+
 def test_a_new_record_of_an_old_schema_is_refused(board, changes):
     first = record_files(board)[0]
     text = first.read_text()
@@ -299,6 +337,12 @@ def test_a_stronger_attack_stands_apart_and_names_what_it_lowers(board, make_rec
     found = check_board(board, "2026.1")
     assert found.problems == []
     assert found.notes[2].startswith("LOWERED: crowbar steals 0.680 of blend:share=0.9")
+    site = board.with_name("site")
+    built = CliRunner().invoke(
+        cli, ["leaderboard", "build", "--suite", "tiny", "--board", str(board), "--out", str(site)]
+    )
+    assert built.exit_code == 0, built.output
+    assert "LOWERED: crowbar steals 0.680 of blend:share=0.9" in (site / "index.html").read_text()
 
 
 def test_an_upper_bound_is_no_stronger_attack(tmp_path):

@@ -8,7 +8,6 @@ import pytest
 from msbench.errors import UsageError
 from msbench.leaderboard.board import make_board
 from msbench.leaderboard.board_report import (
-    escape_latex,
     grids,
     sheets,
     to_csv,
@@ -17,7 +16,7 @@ from msbench.leaderboard.board_report import (
     to_markdown,
     to_rich,
 )
-from msbench.leaderboard.report import MISSING, SIGMA
+from msbench.leaderboard.texts import MISSING, SIGMA, escape_latex, escape_markdown
 from rich.console import Console
 
 ODD = r"a|b<i>*_`[x](y)`_*&%$#{}~^\x"
@@ -284,18 +283,12 @@ def test_two_tables_of_one_target_and_budget_stay_apart(make_suite, make_runs):
 
 def test_names_mean_themselves_in_markdown(laid):
     text = to_markdown(laid)
-    assert r"a\|b\<i\>\*_\`\[x\](y)\`_\*\&%$#{}\~^\\x" in text
+    assert escape_markdown(ODD) in text
     assert any(row["setting"] == ODD for rows in parsed(text).values() for row in rows if "setting" in row)
-
-
-def test_names_mean_themselves_in_latex():
-    escaped = escape_latex(ODD)
-    assert escaped == (
-        r"a\textbar{}b\textless{}i\textgreater{}*\_`[x](y)`\_*\&\%\$\#\{\}\textasciitilde{}\textasciicircum{}"
-        r"\textbackslash{}x"
-    )
 
 
 def test_names_are_no_markup_in_the_terminal(make_suite, make_entry):
     board = make_board(make_suite([make_entry("[bold]x[/bold]")]), [], None)
     assert "[bold]x[/bold]" in printed(to_rich(sheets(board)))
+    board = make_board(make_suite([make_entry("x\x1b]0;pwned\x07y")]), [], None)
+    assert "\\x1b]0;pwned\\x07y" in printed(to_rich(sheets(board)))

@@ -236,6 +236,12 @@ def test_nothing_that_an_entry_names_is_imported_by_a_check(entry, monkeypatch):
     assert not Path("imported").exists()
     assert "defines no 'Trap'" in next(misstated(attack, Path.cwd()))
     assert Path("imported").exists()
+    tables = (TableColumns(target="digits/lenet5", budget=20_000, columns=(column("dfme", "trap:Trap"),)),)
+    attack = Submission(
+        attack.entry.model_copy(update={"recoveries": ("trap:Trap",)}), AttackEntry(name="blend", tables=tables)
+    )
+    assert list(misstated(attack)) == []
+    assert "trap defines no 'Trap'" in next(misstated(attack, Path.cwd()))
 
 
 def test_an_entry_of_a_file_is_compared_with_the_file_where_it_lies(entry, make_record):

@@ -409,6 +409,14 @@ def test_two_that_need_the_same_target_train_it_once(monkeypatch: pytest.MonkeyP
     assert len(set(found)) == 1 and len(found) == 2
 
 
+def test_pretrained_weights_of_other_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network("lenet5", num_classes=10, image_shape=(1, 8, 8), seed=0)
+    network.pretrained_cfg = {"num_classes": 1000, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    monkeypatch.setattr(zoo, "build_network", lambda *_, **__: network)
+    with pytest.raises(UsageError, match=r"resnet18\.a1_in1k know 1000 classes, digits has 10: name the architecture"):
+        load_target("digits/resnet18.a1_in1k")
+
+
 def test_who_waits_for_a_target_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on, stop = threading.Event(), threading.Event(), threading.Event()
 
