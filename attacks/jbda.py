@@ -23,10 +23,10 @@ class JBDA(JacobianAugmentation):
 
     Deviations: seeds come from the pool, so they are not of the victim's classes as in the paper; where
     probabilities are released, networks learn them by soft cross-entropy (the paper has labels: add the recovery
-    ``argmax``); the passes of each training are those of a public
-    re-implementation, but substitutes learn at the clone's rate, a tenth of theirs; pixels are clipped to [0, 1]
-    and rounded to 8 bits before they are asked about; the substitute is the clone's architecture. Left out are
-    reservoir sampling and the periodic change of lambda's sign.
+    ``argmax``); the passes of each training are those of a public re-implementation, but substitutes learn at the
+    clone's rate, a tenth of theirs; pixels are clipped to [0, 1] and rounded to 8 bits before they are asked about;
+    the substitute is the clone's architecture. Left out are reservoir sampling and the periodic change of lambda's
+    sign.
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(threat_model="pool", access="either", queries_per_step="B")

@@ -15,12 +15,12 @@ MISSING = "\N{EN DASH}"
 
 def is_printable(text: str) -> bool:
     """Whether there are no line breaks, no escapes and no marks that change the direction of what follows."""
-    return not any(map(_is_command, text))
+    return text.isprintable() or not any(map(_is_command, text))
 
 
 def visible(text: str) -> str:
     """The text with an escape sequence for each sign that would be obeyed and not shown."""
-    return "".join(ascii(sign)[1:-1] if _is_command(sign) else sign for sign in text)
+    return text if is_printable(text) else "".join(ascii(sign)[1:-1] if _is_command(sign) else sign for sign in text)
 
 
 def _is_command(sign: str) -> bool:
