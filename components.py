@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import math
 import re
 import sys
 import warnings
@@ -160,6 +161,8 @@ def _coerce(owner: str, field: dataclasses.Field[Any], hint: Any, value: Any) ->
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise BadParameter(f"{owner}: {field.name}={value!r} is not usable: {reason}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadParameter(f"{owner}: {field.name}={value!r} is not usable: it must be a finite number")
     for sign, bound in field.metadata.get("bounds", {}).items():
         if value is not None and not _WITHIN[sign](value, bound):
             raise BadParameter(f"{owner}: {field.name}={value!r} is out of range: it must be {sign} {bound}")

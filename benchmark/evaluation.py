@@ -60,7 +60,6 @@ class Evaluator:
         self.test = test
         self.outside = outside
         self.run_id = run_id
-        self.visits = 0
         self.labels = metrics.all_labels(test)
         self.clean = metrics.predict(deployment.target, test)
         self.accuracy = metrics.share(self.clean.argmax(dim=1) == self.labels)
@@ -149,7 +148,7 @@ class Evaluator:
     # --------------------------------------------------------------------------------------- internals
 
     def _released(self, images: Images) -> Released:
-        batches = [self._asked(pixels) for pixels, _ in images.batches(1024)]
+        batches = [self._asked(pixels, str(i)) for i, (pixels, _) in enumerate(images.batches(1024))]
         flags = [batch.flagged for batch in batches if batch.flagged is not None]
         return Released(
             probs=torch.cat([batch.probs for batch in batches]),
@@ -157,13 +156,12 @@ class Evaluator:
             flagged=torch.cat(flags) if flags else None,
         )
 
-    def _asked(self, pixels: Tensor) -> Released:
+    def _asked(self, pixels: Tensor, who: str) -> Released:
         """What a newcomer gets."""
         if "account" not in self.deployment.defense.traits.needs:
             return self._served(pixels, None)
-        self.visits += 1
         with without_trace(self.deployment):
-            return self._served(pixels, account_name(self.run_id, f"honest {self.visits}"))
+            return self._served(pixels, account_name(self.run_id, f"honest {who}"))
 
     def _served(self, pixels: Tensor, account: str | None) -> Released:
         probs = self.deployment.serve(pixels, account)

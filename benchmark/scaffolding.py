@@ -4,6 +4,7 @@ The files come from the templates in ``scaffold/KIND``, in which ``$name`` and t
 the component's name.
 """
 
+import ast
 import keyword
 import re
 from importlib.resources import files
@@ -37,6 +38,8 @@ def scaffold(kind: str, name: str, parent: Path) -> Path:
     if folder.exists():
         raise UsageError(f"{folder} is there already: nothing was written; choose another name, or another --dir")
     texts = render(kind, name)
+    if not all(_defines_once(text, names_for(name)["cls"]) for file, text in texts.items() if file.endswith(".py")):
+        raise UsageError(f"name {name!r} is not usable: its class would be called as something that it needs")
     try:
         folder.mkdir(parents=True)
         for file, text in texts.items():
@@ -66,6 +69,17 @@ def names_for(name: str) -> dict[str, str]:
         "cls": "".join(part.capitalize() for part in parts),
         "title": " ".join(parts).capitalize(),
     }
+
+
+def _defines_once(code: str, cls: str) -> bool:
+    """Whether a module can be read, and means one thing only by the class's name."""
+    try:
+        nodes = list(ast.walk(ast.parse(code)))
+    except SyntaxError:  # None, True
+        return False
+    imported = [name.asname or name.name for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names]
+    defined = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    return [*imported, *defined].count(cls) == 1
 
 
 def _check_name(kind: str, name: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -137,18 +137,19 @@ def broken_promises(submission: Submission) -> Iterator[str]:
                 yield f"{spec}: {check.name}: {check.detail}"
 
 
-def misstated(submission: Submission, code: Path | None = None) -> Iterator[str]:
+def misstated(submission: Submission, code: Path | None = None, ran: Collection[str] = ()) -> Iterator[str]:
     """What an entry resolved to otherwise than its code does, a line each that names the field of ``NAME.json``.
 
-    Nothing where not all of its code is at hand: installed under the names that the entry gives, or, once ``code`` is
-    given, in files and modules of these names, which are run. Without it none that an entry names is imported.
+    Nothing where not all of its code is at hand: installed under the names that the entry gives, in files of these
+    names in ``code``, which are run, or in modules, if ``code`` is given or they are among those that ``ran`` already.
+    No other file or module that an entry names is imported.
     """
     entry = submission.entry
     if entry.kind == "defense":
         asked = [("defense", *parse_spec(link)) for link in split_chain(entry.spec)]
     else:
         asked = [("attack", *parse_spec(entry.spec)), *(("recovery", *parse_spec(each)) for each in entry.recoveries)]
-    places = {name: _place(kind, name, code) for kind, name, _ in asked}
+    places = {name: _place(kind, name, code, ran) for kind, name, _ in asked}
     if not all(places.values()):
         return
     here = [format_spec(places[name], params) for _, name, params in asked]
@@ -166,13 +167,11 @@ def misstated(submission: Submission, code: Path | None = None) -> Iterator[str]
             yield f"{key} is {said.get(key)!r}, by its code {true.get(key)!r}"
 
 
-def _place(kind: str, name: str, code: Path | None) -> str:
+def _place(kind: str, name: str, code: Path | None, ran: Collection[str]) -> str:
     """The name under which a component's code is found here; empty where it is not at hand."""
-    if name in names(kind):
-        return name
-    if code is None:
-        return ""
-    return str(code / name.rpartition("/")[2]) if ".py:" in name else name
+    if ".py:" in name:
+        return str(code / name.rpartition("/")[2]) if code is not None else ""
+    return name if code is not None or name in ran or name in names(kind) else ""
 
 
 def _as_named(text: str, places: Mapping[str, str]) -> str:

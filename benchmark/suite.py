@@ -111,7 +111,7 @@ def packaged() -> list[str]:
 
 def name_of(suite: str) -> str:
     """The name of a packaged suite, or of a file's."""
-    return Path(suite).stem if suite.endswith(".toml") else suite
+    return Path(suite).stem if suite.endswith((".toml", ".json")) else suite
 
 
 def read_plan(suite: str, folder: str | None = None) -> SuitePlan:

@@ -79,6 +79,13 @@ def request_of(record: Record, code: Path | None) -> RunSpec:
     )
 
 
+def components_of(record: Record) -> set[str]:
+    """The names of all that a run is made of, whose code is loaded where it is done again."""
+    spec = record.spec
+    links = (name for name, _ in links_of(spec.defense.name, spec.defense.params))
+    return {*links, spec.attack.name, spec.recovery.name}
+
+
 def _of_seed(request: RunSpec, seed: int, *, seeded: bool, copies: bool) -> RunSpec:
     return replace(
         request,

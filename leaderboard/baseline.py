@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from ..errors import UnknownName, UsageError
-from .limits import DISTANCE, FEWEST_OLD, LEAST_SPREAD, PLAIN, SHARE, Scale, Span, limits, span
+from .limits import DISTANCE, FEWEST_NEW, FEWEST_OLD, LEAST_SPREAD, PLAIN, SHARE, Scale, Span, limits, span
 from .record import Record
 from .scoring import Estimate, estimate
 
@@ -166,6 +166,21 @@ class Baseline(_Part):
         key = target, budget, defense, attack, recovery
         return next((cell for cell in self.cells if cell.key == key), None)
 
+    def check(self, keys: Iterable[Key]) -> None:
+        """Raise `UsageError` for a cell that nothing can be compared with, before hours are spent on its runs."""
+        for key in dict.fromkeys(keys):
+            cell = self.known(key)
+            for metric in STRENGTH:
+                if cell.values(metric):
+                    cell.limits(metric, FEWEST_NEW, 1)
+
+    def known(self, key: Key) -> BaselineCell:
+        """The cell of that name. Raises `UsageError` where there is none."""
+        cell = self.cell(*key)
+        if cell is None:
+            raise UsageError(f"the baseline of {self.suite} has no {_in_words(key)}: make a new one with --update")
+        return cell
+
 
 def path_of(name: str) -> Path:
     """Where the baseline of that name lies, or the path itself that ends in ``.json``."""
@@ -243,8 +258,11 @@ class Comparison:
         return self.verdict == "held"
 
 
-def as_baseline(suite: str, protocol: str, runs: Iterable[Planned]) -> Baseline:
-    """A baseline of the runs that are done. Raises `UsageError` for a cell with fewer than five seeds."""
+def as_baseline(suite: str, protocol: str, runs: Iterable[Planned], known: Baseline | None = None) -> Baseline:
+    """A baseline of the runs that are done, and of what another of the same suite knows of cells that were not run.
+
+    Raises `UsageError` for a cell with fewer than five seeds.
+    """
     cells = []
     for key, group in _grouped(runs).items():
         records = sorted(_done(group), key=lambda record: record.spec.seed)
@@ -263,6 +281,9 @@ def as_baseline(suite: str, protocol: str, runs: Iterable[Planned]) -> Baseline:
                 digests=tuple(sorted(_weights(records))),
             )
         )
+    if known is not None and (known.suite, known.protocol) == (suite, protocol):
+        made = {cell.key for cell in cells}
+        cells += [cell for cell in known.cells if cell.key not in made]
     return Baseline(suite=suite, protocol=protocol, cells=tuple(cells))
 
 
@@ -280,9 +301,7 @@ def compare(baseline: Baseline, runs: Iterable[Planned]) -> list[Comparison]:
 
 def _known(baseline: Baseline, key: Key, group: Sequence[Planned]) -> BaselineCell:
     """The baseline's cell of that name, if runs may be compared with it."""
-    cell = baseline.cell(*key)
-    if cell is None:
-        raise UsageError(f"the baseline of {baseline.suite} has no {_in_words(key)}: make a new one with --update")
+    cell = baseline.known(key)
     if len(cell.digests) == 1 and (others := _weights(_done(group)) - set(cell.digests)):
         raise UsageError(
             f"{_in_words(key)} attacked other weights ({min(others)[:12]}…) than the baseline of {baseline.suite} "

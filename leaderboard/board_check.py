@@ -19,7 +19,7 @@ from .entries import Submission, alone, read_submission, with_columns, with_defe
 from .history import Change
 from .leaves import leaves
 from .record import SCHEMA_VERSION, Record, SpecInfo, run_id
-from .store import load, loads, record_files
+from .store import WORKING, load, loads, record_files
 from .suites import FrozenSuite, load_suite
 from .verification import cell_of, threshold
 
@@ -110,8 +110,10 @@ def _records(folder: Path, found: Findings) -> dict[Path, Record]:
 
 
 def _files(folder: Path, found: Findings) -> Iterator[Path]:
-    """All files that are no temporary ones; links, which may lead anywhere, and large files are problems."""
+    """All files but those of runs in progress; links, which may lead anywhere, and large files are problems."""
     for path in sorted(folder.rglob("*")):
+        if path.relative_to(folder).parts[0] in WORKING:
+            continue
         if path.is_symlink():
             found.problems.append((path, "is a link"))
         elif path.is_file() and path.name != ".gitkeep":

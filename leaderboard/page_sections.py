@@ -195,7 +195,10 @@ def _cost_line(row: DefenseRow, records: Records, machines: Machines) -> list[st
 
 
 def _worst_case(row: DefenseRow, records: Records) -> str:
-    """The largest stolen share among the ranked attacks, and whose it is; a lower bound while some are missing."""
+    """The largest stolen share among the ranked attacks, and whose it is; a lower bound while others are missing.
+
+    One of fewer seeds than are due bounds nothing: they are given in its stead.
+    """
     scores = {header: runs.score(records) for header, runs in row.columns.items()}
     shares = {
         header: score.stolen_share for header, score in scores.items() if score and score.ranked and score.stolen_share
@@ -204,9 +207,14 @@ def _worst_case(row: DefenseRow, records: Records) -> str:
         return NOTHING
     worst = max(shares, key=lambda header: shares[header].mean)
     share = shares[worst]
-    bound = "" if all(runs.done(records) for runs in row.runs) else "≥ "
+    whole = all(
+        score is not None and score.n == len(row.columns[header].specs) and (score.stolen_share or not score.ranked)
+        for header, score in scores.items()
+    )
+    due = len(row.columns[worst].specs)
+    bound, some = ("" if whole else "≥ ", "") if share.n == due else ("", f" (n={share.n})")
     half = "" if share.half is None else f" ± {share.half:.2f}"
-    return f"{bound}{share.mean:.2f}{half} {worst}"
+    return f"{bound}{share.mean:.2f}{half}{some} {worst}"
 
 
 def _stolen(runs: Runs | None, records: Records) -> str:

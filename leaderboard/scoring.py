@@ -395,7 +395,8 @@ def _table_rows(table: list[Cell]) -> Iterator[dict[str, Any]]:
     worst = {place[-1]: cell for place, cell in worst_cases(table).items()}
 
     def complete(defense: str) -> bool:
-        return all((defense, attack) in present for attack in needed)
+        cells = [present.get((defense, attack)) for attack in needed]
+        return all(cell is not None and cell.stolen_share is not None for cell in cells)
 
     def merit(defense: str) -> tuple[bool, bool, float, str]:
         known = worst.get(defense)

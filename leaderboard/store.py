@@ -1,7 +1,7 @@
 """The store: a folder of records, one JSON file a run, and beside them the saved states of unfinished runs.
 
     ROOT/DATASET/ARCHITECTURE/DEFENSE/ATTACK/RECOVERY-sSEED-RUNID.json
-    ROOT/.states/RUNID.pt, or RUNID-forced.pt
+    ROOT/.states/RUNID.pt, or RUNID-forced.pt; ROOT/.claims/RUNID; ROOT/.logs/RUNID.log
 
 The folders are for people who browse; the run id alone identifies. Names are reduced to characters that every
 file system takes, which may make two of them equal, so a path is unique only through the run id at its end. A
@@ -24,6 +24,9 @@ from pydantic import ValidationError
 from ..errors import StoreError
 from ..files import write_atomically
 from .record import Record, SpecInfo, run_id
+
+STATES, CLAIMS, LOGS = WORKING = ".states", ".claims", ".logs"
+"""Folders of a store for those who run: what is unfinished, who is at it, and what was said."""
 
 _NAMED = 10
 """Unreadable files that are named each; a folder of another version has thousands."""
@@ -98,7 +101,7 @@ class Store:
 
         A forced run has a state of its own, for it starts over from any other.
         """
-        return self.root / ".states" / f"{run_id}{'-forced' if forced else ''}.pt"
+        return self.root / STATES / f"{run_id}{'-forced' if forced else ''}.pt"
 
     def check_writable(self) -> None:
         """Create the folder and try a file in it: better now than after hours of attack.

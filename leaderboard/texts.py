@@ -31,7 +31,7 @@ _MARKDOWN = re.compile(
     r"""
     [\\|`*<>\[\]&~$]
     | (?<![^\W_])_ | _(?![^\W_])  # an underscore inside a word has no meaning
-    | :(?=//)                     # GitHub makes a link of any address
+    | :(?=//) | (?<=www)\.        # GitHub makes links of addresses; of those of mail, whatever is done
     """,
     re.VERBOSE,
 )

@@ -33,6 +33,8 @@ COMMANDS = {
 }
 """Every command with its line in the help. The module of that name defines the click command of that name."""
 
+PREFIX = "MSBENCH"
+
 EPILOG = """\b
 Exit codes:
   0    done
@@ -64,7 +66,9 @@ class Cli(click.Group):
             raise UnknownName("command", cmd_name, COMMANDS, hint="msbench --help shows all")
         defined = vars(import_module(f".{cmd_name}", __package__)).values()
         commands = (value for value in defined if isinstance(value, click.Command))
-        return next(command for command in commands if command.name == cmd_name)
+        command = next(command for command in commands if command.name == cmd_name)
+        _name_variables(command, f"{PREFIX}_{cmd_name}")
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands' section of the help, without importing them."""
@@ -83,6 +87,22 @@ class Cli(click.Group):
             except Exception as error:
                 code = _report(error, session)
         raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _name_variables(command: click.Command, prefix: str) -> None:
+    """Have each option's variable named after the option, as the help says, and not after the code's parameter."""
+    for option in command.params:
+        if isinstance(option, click.Option):
+            own = [option.envvar] if isinstance(option.envvar, str) else option.envvar or ()
+            option.envvar = tuple(dict.fromkeys([*own, variable_of(option, prefix)]))
+    for name, sub in command.commands.items() if isinstance(command, click.Group) else ():
+        _name_variables(sub, f"{prefix}_{name}")
+
+
+def variable_of(option: click.Option, prefix: str) -> str:
+    """The environment variable of an option: ``MSBENCH_SWEEP_RETRY_FAILED``."""
+    name = max(option.opts, key=len).lstrip("-")
+    return f"{prefix}_{name}".replace("-", "_").upper()
 
 
 def _report(error: Exception, session: Session) -> int:
@@ -128,7 +148,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 @click.group(
     cls=Cli,
     epilog=EPILOG,
-    context_settings={"auto_envvar_prefix": "MSBENCH", "help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @verbose_option
 @click.version_option(__version__, prog_name="msbench", message="%(prog)s %(version)s")

@@ -77,14 +77,18 @@ def regress(
     from ...leaderboard.baseline import compare, load_baseline, path_of
     from ..launchers.base import Conditions
     from ..launchers.local import LocalLauncher
-    from ..regress import Lines, as_junit, as_markdown, cells_of, run_cells
+    from ..regress import Lines, as_junit, as_markdown, cells_of, key_of, run_cells
     from ..suite import load, name_of
 
+    if baseline is None and name_of(suite) != suite:
+        raise UsageError(f"the suite {suite} is a file, which has no baseline of its own: name one with --baseline")
     frozen = load(suite)
     cells = cells_of(frozen, seed, attacks=attack, defenses=defense)
-    known = None if update else load_baseline(baseline or name_of(suite))
+    known = None if update else load_baseline(baseline or suite)
     if known is not None and known.protocol != frozen.protocol:
         raise UsageError(f"the baseline is of protocol {known.protocol}, the suite of {frozen.protocol}")
+    if known is not None:
+        known.check(map(key_of, cells))
     with ExitStack() as stack:
         folder = store or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="msbench-regress-")))
         stop = stack.enter_context(stopping())
@@ -95,7 +99,7 @@ def regress(
         if stop.is_set():
             raise Interrupted("the runs that were not done" + ("" if store else "; without --store all start over"))
     if known is None:
-        _update(path_of(baseline or name_of(suite)), frozen.name, frozen.protocol, runs)
+        _update(path_of(baseline or suite), frozen.name, frozen.protocol, runs)
         return
     lines = compare(known, runs)
     for file, text in ((markdown, as_markdown(lines, runs, frozen.name)), (junit, as_junit(lines, runs, frozen.name))):
@@ -114,13 +118,13 @@ def regress(
 def _update(path: Path, suite: str, protocol: str, runs: "Sequence[Planned]") -> None:
     from ...errors import MsbenchError
     from ...files import write_atomically
-    from ...leaderboard.baseline import as_baseline, dumps
+    from ...leaderboard.baseline import as_baseline, dumps, load_baseline
 
     done = sum(run.done for run in runs)
     if done < len(runs):
         raise MsbenchError(f"{len(runs) - done} of {len(runs)} runs are not done: no baseline is written")
-    text = dumps(as_baseline(suite, protocol, runs))
-    write_atomically(path, text)
+    known = load_baseline(str(path)) if path.is_file() else None
+    write_atomically(path, dumps(as_baseline(suite, protocol, runs, known)))
     click.echo(f"{path} is written, from {done} runs", err=True)
 
 

@@ -1,6 +1,6 @@
 """Commands of ``msbench leaderboard`` for those who submit to a board, and for those who check what was submitted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from .options import data_dir_option, device_option, download_option, store_opti
 
 if TYPE_CHECKING:
     from ...leaderboard.board_check import Findings
+    from ...leaderboard.entries import Submission
     from ...leaderboard.history import Change
     from ...leaderboard.record import Record
 
@@ -181,11 +182,11 @@ def verify(
     from ..verify import verify as run_again
 
     record = load(path)
-    seeds = list(_beside(path, record))
+    seeds, entries = list(_beside(path, record)), list(_entries(path, record))
     verdict = run_again(
         record, times=times, code=code, seeds=seeds, data_dir=data_dir, download=download, device=device
     )
-    wrong = list(_misstated(path, record, code or Path()))  # its code was run: there is nothing to be careful of
+    wrong = list(_misstated(entries, record, code))
     for line in wrong:
         _say(line)
     for difference in verdict.differences:
@@ -203,15 +204,22 @@ def _beside(path: Path, record: "Record") -> Iterator["Record"]:
     return (each for each in Store(path.resolve().parent).records() if each.run_id != record.run_id)
 
 
-def _misstated(path: Path, record: "Record", code: Path) -> Iterator[str]:
-    """What is wrong with entries that the record belongs to, if it lies in a board's folder."""
+def _entries(path: Path, record: "Record") -> Iterator["Submission"]:
+    """The entries that the record belongs to, if it lies in a board's folder."""
     from ...leaderboard.entries import submissions
-    from ..submission import misstated
 
     board = next((folder.parent for folder in path.resolve().parents if folder.name == "results"), None)
-    for submission in submissions(board / "entries") if board else ():
-        if submission.is_of(record.spec):
-            yield from (f"{submission.entry.name}.json: {problem}" for problem in misstated(submission, code))
+    return (each for each in submissions(board / "entries") if each.is_of(record.spec)) if board else iter(())
+
+
+def _misstated(entries: Sequence["Submission"], record: "Record", code: Path | None) -> Iterator[str]:
+    """What is wrong with entries whose code was run."""
+    from ..submission import misstated
+    from ..verify import components_of
+
+    for each in entries:
+        wrong = misstated(each, code, components_of(record))
+        yield from (f"{each.entry.name}.json: {problem}" for problem in wrong)
 
 
 # -------------------------------------------------------------------------------------------------- submitting

@@ -11,6 +11,8 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
+from ...leaderboard.store import CLAIMS
+
 
 class Claim:
     """The right to execute one run. Sent to a process that is being started, it is held there as well."""
@@ -24,7 +26,7 @@ class Claim:
         """Claim a run of the store in ``root``, or return None if somebody else holds it."""
         import fcntl
 
-        path = root / ".claims" / run_id
+        path = root / CLAIMS / run_id
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)

@@ -21,7 +21,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 from ...errors import UsageError
-from ...leaderboard.store import Store
+from ...leaderboard.store import LOGS, Store
 from .base import Conditions, Due, Launcher, Outcome, Watcher, settled
 from .claims import Claim
 from .job import CHILD, Job, call
@@ -157,7 +157,7 @@ class _Campaign:
         return True
 
     def _start(self, due: Due, slot: int, claim: Claim) -> None:
-        log = self.store.root / ".logs" / f"{due.cell.run_id}.log"
+        log = self.store.root / LOGS / f"{due.cell.run_id}.log"
         job = Job(cell=due.cell, conditions=self.conditions, threads=self.threads, gpu=self.gpu_of[slot], log=log)
         process, pipe = self._process("execute", job, claim)
         self.workers.append(Worker(due, slot, claim, job, process, pipe, time.monotonic()))

@@ -66,7 +66,8 @@ class Row:
     true_positives: float
     """At one false positive in a thousand."""
     queries_until_detection: int | None
-    """Median over the attack's accounts, their honest queries counted, at that limit; null if half are not detected."""
+    """Median over the attack's accounts, their honest queries counted, at that limit; null if more than half go
+    undetected."""
     deployed_true_positives: float
     """At the detector's own limit."""
     deployed_false_positives: float
@@ -172,7 +173,7 @@ class Replay:
 
 
 def until(suspicions: Tensor, limit: float) -> int | None:
-    """The median over accounts (A, L) of the first query above the limit, from 1; None if half have none."""
+    """The median over accounts (A, L) of the first query above the limit, from 1; None if more than half have none."""
     over = suspicions > limit
     first = torch.where(over.any(dim=1), over.long().argmax(dim=1) + 1.0, math.inf)
     middle = float(first.median())

@@ -67,6 +67,8 @@
     return sameFamily && `${name} ${text}`.toLowerCase().includes(state.name);
   }
 
+  const settingsOf = (data, defense) => data.settings.filter((_, row) => data.rows[row][0] === Number(defense)).join(" ");
+
   const wantedRow = (data, row) => wanted(data, data.rows[row][0], data.settings[row]);
 
   function rank(table, data, tier) {
@@ -135,7 +137,7 @@
       judge(one("table.attacks", section), tier);
       for (const row of all(".heat tbody tr", section)) row.hidden = !wantedRow(data, row.dataset.row);
       for (const part of all("details.card, .tiers tbody tr", section)) {
-        part.hidden = !wanted(data, part.dataset.defense, "");
+        part.hidden = !wanted(data, part.dataset.defense, settingsOf(data, part.dataset.defense));
       }
       for (const chart of all("svg.chart", section)) draw(chart, data, tier, within);
     }

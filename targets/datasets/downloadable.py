@@ -10,7 +10,7 @@ import shutil
 import socket
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor, resize
 
 from ...components import Paper
+from ...files import alone
 from .base import Dataset, Split, TensorImages, missing, read_image
 
 _TIMEOUT = 10.0
@@ -39,6 +40,8 @@ class TorchvisionDataset(Dataset):
     """K."""
     shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
     """(C, H, W)."""
+    sizes: ClassVar[Mapping[Split, int]] = {"train": 50_000, "test": 10_000}
+    """N."""
 
     @property
     def num_classes(self) -> int:
@@ -56,7 +59,7 @@ class TorchvisionDataset(Dataset):
             self._fetch(data_dir, split, download)
         try:
             pixels, labels = self._tensors(self._open(data_dir, split))
-            self._check(pixels, labels)
+            self._check(split, pixels, labels)
         except Exception as error:  # the readers fail in many ways on a damaged file: struct, pickle, zlib, …
             files = ", ".join(self.files(split))
             way_out = "replace what is damaged, or choose another place with --data-dir DIR (MSBENCH_DATA)"
@@ -83,18 +86,36 @@ class TorchvisionDataset(Dataset):
     def _fetch(self, data_dir: Path, split: Split, allowed: bool) -> None:
         failure = None
         if allowed:
-            try:
-                with _quick_and_quiet():
-                    self._open(data_dir, split, download=True)
-            except Exception as error:  # no network, a full disk, a page of HTML instead of an archive
-                failure = error
-        if absent := self._absent(data_dir, split):
+            with alone(data_dir / self.label()):  # what another process is still writing is no file yet
+                failure = self._download(data_dir, split)
+        absent = self._absent(data_dir, split)
+        if absent or failure:
             what = "the download failed" if failure else "files are absent"
             way_out = "or say where they are with --data-dir DIR (MSBENCH_DATA)"
-            message = f"{self.label()}: {what}: put {', '.join(absent)} into {data_dir}, {way_out}"
+            message = f"{self.label()}: {what}: put {', '.join(absent or self.files(split))} into {data_dir}, {way_out}"
             raise missing(message, failure) from failure
 
-    def _check(self, pixels: Tensor, labels: Tensor) -> None:
+    def _download(self, data_dir: Path, split: Split) -> Exception | None:
+        """Fetch what is absent, or nothing: a file that came in part would be taken for a whole one the next time."""
+        absent = self._absent(data_dir, split)
+        if not absent:
+            return None
+        try:
+            with _quick_and_quiet():
+                self._open(data_dir, split, download=True)
+        except Exception as error:  # no network, a full disk, a page of HTML instead of an archive
+            for name in absent:
+                for path in (data_dir / name, data_dir / f"{name}.gz"):
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
+            return error
+        return None
+
+    def _check(self, split: Split, pixels: Tensor, labels: Tensor) -> None:
+        if len(labels) != self.sizes.get(split, len(labels)):
+            raise ValueError(f"{len(labels)} images, where {split} has {self.sizes[split]}")
         if pixels.shape != (len(labels), *self.shape):
             raise ValueError(f"images {tuple(pixels.shape)} for {len(labels)} labels, want {self.shape}")
         if sorted(set(labels.tolist())) != list(range(self.classes)):
@@ -124,6 +145,7 @@ class MNIST(TorchvisionDataset):
     grayscale_like_mnist = True
     source = datasets.MNIST
     shape = (1, 28, 28)
+    sizes: ClassVar[Mapping[Split, int]] = {"train": 60_000, "test": 10_000}
     paper: ClassVar[Paper | None] = Paper(
         key="lecun1998gradient",
         title="Gradient-Based Learning Applied to Document Recognition",
@@ -180,6 +202,7 @@ class SVHN(TorchvisionDataset):
 
     pool = "cifar10"
     source = datasets.SVHN
+    sizes: ClassVar[Mapping[Split, int]] = {"train": 73_257, "test": 26_032}
     paper: ClassVar[Paper | None] = Paper(
         key="netzer2011reading",
         title="Reading Digits in Natural Images with Unsupervised Feature Learning",
@@ -209,6 +232,7 @@ class GTSRB(TorchvisionDataset):
     pool = "cifar10"
     source = datasets.GTSRB
     classes = 43
+    sizes: ClassVar[Mapping[Split, int]] = {"train": 26_640, "test": 12_630}
     paper: ClassVar[Paper | None] = Paper(
         key="stallkamp2012man",
         title="Man vs. Computer: Benchmarking Machine Learning Algorithms for Traffic Sign Recognition",

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from msbench.attacks import transfer_set
 from msbench.attacks.knockoff import ClassBandit, Rewards
 from msbench.errors import UsageError
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 SMALL = "knockoff:query_batch=20,epochs=2,batch=16"
@@ -273,6 +274,33 @@ def test_the_adaptive_strategy_continues_where_it_was(stage: Callable[..., Any],
     assert torch.equal(whole.images[40:], resumed.images)
     assert same(whole.attack.student, resumed.attack.student)
     assert same(whole.attack.clone(), resumed.attack.clone())
+
+
+def test_the_rate_decays_over_the_passes_and_each_has_an_order_of_its_own(
+    stage: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, Any] = {}
+    rates: list[float] = []
+    learned: list[Tensor] = []
+
+    class Recorder:
+        def set_lr(self, rate: float) -> None:
+            rates.append(rate)
+
+        def learn(self, images: Tensor, targets: Tensor) -> None:
+            learned.append(targets)
+
+    monkeypatch.setattr(transfer_set, "build_students", lambda networks, **given: (made.update(given), Recorder())[1])
+    on = stage("knockoff:epochs=4,lr=1,schedule=cosine,weight_decay=0.25,batch=50", budget=50)
+    on.run()
+    on.attack.clone()
+    assert (made["lr"], made["weight_decay"]) == (1, 0.25)
+    assert rates == pytest.approx([1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4])
+    assert len(learned) == 4
+    first, second = learned[:2]
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first.sum(dim=0), second.sum(dim=0))  # the same answers
+    assert not torch.equal(first, on.attack.transfer_set.answers[:50])
 
 
 def test_a_student_that_diverges_spoils_no_draw(stage: Callable[..., Any]) -> None:

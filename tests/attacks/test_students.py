@@ -136,3 +136,22 @@ def test_pieces_that_fit_give_the_same_step(form: type[Students]) -> None:
 def test_the_cpu_trains_students_separately() -> None:
     built = build_students(students().networks, optimizer="sgd", lr=0.1, weight_decay=0)
     assert isinstance(built, SeparateStudents)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "disguide:batch=4,width=8,latent=8",
+        "ideal:images=20,batch=20,width=8,latent=8,generator_steps=3,shift=1",
+        "qedg:images=32,batch=32,width=8,latent=8,generator_steps=2,shift=1,round_epochs=2,epochs=3",
+        "es_attack:images=20,batch=8,epochs=2,synthesis_steps=4",
+        "dualstudent:batch=4,width=8,latent=8",
+        "dfme:batch=4,width=8,latent=8",
+        "random_noise:batch=4",
+    ],
+)
+def test_weights_decay_as_the_attacks_parameter_says(spec: str, stage: Callable[..., Any]) -> None:
+    pupils = stage(f"{spec},optimizer=sgd,weight_decay=0.25").attack.pupils
+    optimizers = [each.optimizer for each in getattr(pupils, "separate", [pupils])]
+    assert optimizers
+    assert {group["weight_decay"] for optimizer in optimizers for group in optimizer.param_groups} == {0.25}

@@ -27,6 +27,16 @@ def images(count: int = 80, seed: int = 0) -> TensorImages:
     return TensorImages(pixels, torch.arange(count) % 5)
 
 
+def test_the_shifted_copy_is_moved() -> None:
+    pixels = torch.zeros(200, 1, 16, 16, dtype=torch.uint8)
+    pixels[:, :, 8, 8] = 255
+    moved = shifted(TensorImages(pixels, torch.zeros(200, dtype=torch.long)))
+    places = moved.pixels.flatten(1).argmax(dim=1)
+    rows, columns = (places // 16 - 8).abs(), (places % 16 - 8).abs()
+    assert len(places.unique()) > 3
+    assert max(int(rows.max()), int(columns.max())) == 1  # a sixteenth of the size
+
+
 @dataclass(kw_only=True)
 class Counting(Defense):
     """Turns answers around from its second batch on; draws from the global random state, too."""

@@ -192,6 +192,7 @@ def test_a_run_on_images_of_ones_own_tells_nobody_where_they_are(
     targets, pool = photographs("somebody/pets"), photographs("somebody/strays")
     record = steal(asked(targets, pool))
     assert (record.status, record.budget.spent) == ("done", 8)
+    assert record.stolen is not None and record.stolen.transfer.epsilon == 8 / 255
     assert "somebody" not in dumps(record)
     moved = [folder.rename(tmp_path / folder.name) for folder in (targets, pool)]
     assert steal(asked(*moved), listener=ear) == record

@@ -75,6 +75,17 @@ def test_names_that_cannot_be_one_or_are_taken_are_refused(name: str, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("attack", "none"), ("attack", "true"), ("attack", "f"), ("attack", "attack"), ("defense", "tensor")],
+)
+def test_names_that_would_hide_what_the_package_needs_are_refused(kind: str, name: str, tmp_path: Path) -> None:
+    refused = call("new", kind, name)
+    assert refused.exit_code == 2
+    assert f"name '{name}' is not usable" in refused.stderr or "already" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.usefixtures("brief")
 def test_the_defense_that_is_written_runs() -> None:
     call("new", "defense", "blue_moon")

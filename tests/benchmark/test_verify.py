@@ -11,11 +11,11 @@ from click.testing import CliRunner, Result
 from msbench.benchmark.cli.main import cli
 from msbench.benchmark.runner import run
 from msbench.benchmark.spec import RunSpec, resolve
-from msbench.benchmark.suite import defense_entry
+from msbench.benchmark.suite import ColumnPlan, defense_entry, freeze_column
 from msbench.benchmark.verify import request_of, verify
 from msbench.errors import UsageError
-from msbench.leaderboard.entries import resolved_text
-from msbench.leaderboard.record import SpecInfo, run_id
+from msbench.leaderboard.entries import AttackEntry, TableColumns, resolved_text
+from msbench.leaderboard.record import ComponentInfo, SpecInfo, run_id
 from msbench.leaderboard.store import Store, load
 
 pytestmark = pytest.mark.usefixtures("brief")
@@ -137,6 +137,32 @@ def test_an_entry_of_a_module_is_compared_with_it(
         (entries / "halve.json").write_text(resolved_text(resolved.model_copy(update=changes)))
         done = call(path)
         assert (done.exit_code, done.stdout.splitlines()) == (4 if lines else 0, lines), done.output
+
+
+def test_an_entry_some_of_whose_code_was_not_run_is_not_compared(
+    saved: Callable[..., Path], store: Store, tmp_path: Path
+) -> None:
+    attack, recoveries = "random_noise:batch=100", ("none", "mine.py:Mine")
+    record = saved()
+    path = tmp_path / "board" / "results" / record.relative_to(store.root)
+    path.parent.mkdir(parents=True)
+    shutil.copy(record, path)
+    asked = RunSpec(target="digits/lenet5", budget=BUDGET)
+    plain = freeze_column(asked, ColumnPlan(attack=attack, role="ranked"), "none")
+    mine = ComponentInfo(name="mine.py:Mine", version="1", params={})
+    columns = (plain, plain.model_copy(update={"recovery": "mine.py:Mine", "resolved_recovery": mine}))
+    entries = tmp_path / "board" / "entries"
+    entries.mkdir()
+    text = ENTRY.replace('defense = "{defense}"', f'attack = "{attack}"\nrecoveries = {json.dumps(recoveries)}')
+    (entries / "halve.toml").write_text(text)
+    tables = (TableColumns(target="digits/lenet5", budget=BUDGET, columns=columns),)
+    (entries / "halve.json").write_text(resolved_text(AttackEntry(name="halve", tables=tables)))
+    done = call(path)
+    assert (done.exit_code, done.stdout) == (0, ""), done.output
+    (entries / "halve.json").write_text("{")
+    begun = call(path)
+    assert begun.exit_code == 2
+    assert "reproduced" not in begun.stderr  # what cannot be read is said before hours are spent
 
 
 @pytest.mark.parametrize(

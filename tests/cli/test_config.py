@@ -1,8 +1,12 @@
 """Where an option's value comes from: command line, environment, file, default, in that order."""
 
+import json
 import tomllib
+from collections.abc import Iterator
 
+import click
 import pytest
+from msbench.benchmark.cli.main import cli, variable_of
 
 
 def dumped(result):
@@ -61,6 +65,37 @@ def test_every_option_has_a_variable(call):
     env = {f"MSBENCH_RUN_{key.upper()}": value for key, value in given.items()}
     changed = dumped(call("run", "--print-config", **env))
     assert {key for key in changed if changed.get(key) != config.get(key)} == set(given)
+
+
+def commands(group: click.Group, prefix: str) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield f"{prefix}_{name}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}_{name}")
+
+
+def test_each_variable_is_called_as_its_option_whatever_the_code_calls_it() -> None:
+    found = {
+        variable
+        for prefix, command in commands(cli, "MSBENCH")
+        for option in command.params
+        if isinstance(option, click.Option)
+        for variable in [variable_of(option, prefix)]
+        if variable in (option.envvar or ())
+    }
+    assert {"MSBENCH_RUN_COMPILE", "MSBENCH_RUN_JSON", "MSBENCH_SWEEP_DEFENSE", "MSBENCH_SWEEP_SEED"} <= found
+    assert {"MSBENCH_LEADERBOARD_SHOW_FORMAT", "MSBENCH_LEADERBOARD_BUILD_SUITE", "MSBENCH_NEW_DIR"} <= found
+
+
+def test_variables_of_renamed_options(call):
+    assert dumped(call("run", "--print-config", MSBENCH_RUN_COMPILE="off"))["compile"] == "off"
+    planned = call("sweep", "smoke", "--dry-run", "--json", MSBENCH_SWEEP_DEFENSE="topk", MSBENCH_SWEEP_SEED="0")
+    assert planned.exit_code == 0, planned.output
+    everything = call("sweep", "smoke", "--dry-run", "--json")
+    assert 0 < len(json.loads(planned.stdout)["runs"]) < len(json.loads(everything.stdout)["runs"]) / 10
 
 
 def test_what_is_printed_can_be_read_back(call, tmp_path):

@@ -18,6 +18,7 @@ from msbench.benchmark.regress import Lines, cells_of, run_cells
 from msbench.benchmark.suite import load
 from msbench.leaderboard.baseline import load_baseline
 from msbench.leaderboard.store import Store
+from msbench.leaderboard.suites import suite_text
 
 from .conftest import Call, made_up
 
@@ -94,6 +95,42 @@ def test_held_weaker_stronger(regress: Callable[..., Result], strength: dict[str
     strength["dfme"] = 0.97
     assert regress().exit_code == 3, "suspiciously stronger"
     assert regress("--attack", "random_*").exit_code == 0
+
+
+def test_an_update_of_one_attack_keeps_what_is_known_of_others(
+    regress: Callable[..., Result], strength: dict[str, float], tmp_path: Path
+) -> None:
+    regress("--update", "--seed", "0-19")
+    before = load_baseline(str(tmp_path / "baseline.json"))
+    strength["dfme"] = 0.7
+    assert regress("--update", "--seed", "0-9", "--attack", "dfme").exit_code == 0
+    after = load_baseline(str(tmp_path / "baseline.json"))
+    key = ("digits/lenet5", 300, "none")
+    assert after.cell(*key, "random_noise", "none") == before.cell(*key, "random_noise", "none")
+    assert after.known((*key, "dfme", "none")).clone_accuracy[0] == 0.7
+
+
+def test_what_cannot_be_compared_is_said_before_anything_is_run(
+    regress: Callable[..., Result], strength: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regress("--update", "--seed", "0-19", "--attack", "dfme")
+    monkeypatch.setattr(LocalLauncher, "launch", None)
+    refused = regress()
+    assert refused.exit_code == 2
+    assert "random_noise" in refused.stderr
+    assert "make a new one with --update" in refused.stderr
+
+
+@pytest.mark.parametrize("form", ["toml", "json"])
+def test_the_file_of_a_suite_is_no_baseline(call: Call, tmp_path: Path, form: str) -> None:
+    file = tmp_path / f"mine.{form}"
+    file.write_text(SUITE if form == "toml" else suite_text(load("ci")))
+    before = file.read_bytes()
+    for more in ((), ("--update", "--seed", "0-19")):
+        refused = call("regress", "--suite", str(file), *more)
+        assert refused.exit_code == 2
+        assert "name one with --baseline" in refused.stderr
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("strong", [True, False])

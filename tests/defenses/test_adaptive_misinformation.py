@@ -96,6 +96,9 @@ def test_the_target_can_be_served_as_it_is(learned: DefenseContext) -> None:
     assert defense.deploy(target) is target
     assert family(defense.traits) == "deterministic"
     assert family(AdaptiveMisinformation().traits) == family(AdaptiveMisinformation.traits) == "training"
+    others, _ = stripes(False, seed=3).take(torch.arange(256))  # on these it is what is released
+    tops = target(others).argmax(dim=1, keepdim=True)
+    assert float(defense.networks["misleading"](others).softmax(dim=1).gather(1, tops).mean()) < 0.05
     pixels, labels = stripes(True, seed=2).take(torch.arange(256))
     avoided = defense.networks["misleading"](pixels).softmax(dim=1).gather(1, labels[:, None])
     assert float(avoided.mean()) < 0.05

@@ -70,6 +70,24 @@ def test_releases_the_answers_times_the_matrix(context: Make, answers: Draw, ima
     torch.testing.assert_close(released, answers() @ matrix, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("moved", "passes"), [(0.05, 1), (5.0, 5)])
+def test_fitting_ends_when_the_matrix_moves_little_on_average(
+    context: Make, monkeypatch: pytest.MonkeyPatch, moved: float, passes: int
+) -> None:
+    """One of a hundred entries is moved by each descent, to and fro; the tolerance is a mean of 0.01."""
+    begun: list[int] = []
+    rate = EMMA._rate
+    monkeypatch.setattr(EMMA, "_rate", lambda self, epoch: (begun.append(epoch), rate(self, epoch))[1])
+
+    def descend(self: Transition, loss: Tensor, rate: float) -> None:
+        with torch.no_grad():
+            self.matrix[0, 0] += moved * (-1) ** len(begun)
+
+    monkeypatch.setattr(Transition, "descend", descend)
+    EMMA(early=0, epochs=5, batch=512, alignment=moved / 100).prepare(context(10))
+    assert len(begun) == passes
+
+
 def test_less_alignment_takes_more_from_the_diagonal(context: Make) -> None:
     made, traces = context(4), []
     target = made.target()

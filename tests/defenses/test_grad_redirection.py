@@ -84,6 +84,7 @@ def test_worths_are_inner_products_with_the_direction(
     defense.prepare(made)
     probs, asked = answers(6, 5), images(6)
     worths = defense.worth(asked, probs)
+    assert float((defense.release(probs, asked) - probs).abs().sum(dim=1).max()) <= 0.4 + 1e-6
     network = defense.network.requires_grad_(True)
     for image, clean, worth, released in zip(asked, probs, worths, defense.release(probs, asked), strict=True):
         gradients = jacobian(network, image)

@@ -82,6 +82,14 @@ class LargeBatches(Cheat):
 
 
 @dataclass(kw_only=True)
+class FrontOfTheBatch(Cheat):
+    """Answers the last half of a batch, and one that comes alone."""
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return torch.where((torch.arange(len(probs)) < len(probs) // 2)[:, None], poison(probs), probs)
+
+
+@dataclass(kw_only=True)
 class Watchful(Cheat):
     """Knows who asks, and may count."""
 

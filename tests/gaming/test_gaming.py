@@ -87,7 +87,8 @@ def test_what_is_kept_from_those_with_a_name_is_kept_from_honest_users(steal: St
         ("FreshNoise", {reliability.REPEATED}),
         ("LargeBatches", {reliability.BATCHED, reliability.SINGLED_OUT}),
         ("LargeBatches:stateful=true", {reliability.BATCHED}),
-        ("Later", {reliability.DRIFTED, reliability.SINGLED_OUT}),
+        ("Later", {reliability.DRIFTED, reliability.SINGLED_OUT, reliability.MOVED}),
+        ("FrontOfTheBatch", {reliability.ORDERED, reliability.BATCHED}),
         ("Later:counts=strange", {reliability.DRIFTED, reliability.SINGLED_OUT}),
         ("Later:counts=account", {reliability.PERSONAL, reliability.SINGLED_OUT}),
         ("Later:counts=account,until=1100", {reliability.SINGLED_OUT}),  # honest again when the attack ends

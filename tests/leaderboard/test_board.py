@@ -32,6 +32,10 @@ def board(make_suite, make_runs, make_baseline, make_entry):
     return build
 
 
+def undefended_by_setting(setting, column, seed):
+    return undefended(column, seed)
+
+
 def only(board):
     (table,) = board.tables
     return table
@@ -73,6 +77,16 @@ def test_the_worst_case_is_the_largest_mean_share_over_seeds(board):
     assert mine.scores[1].sigma.half == pytest.approx(4.302653 * 0.2645751 / math.sqrt(3))
     assert (table.runs_done, table.runs_planned) == (45, 45)
     assert (table.floor, table.accuracy) == (0.1, pytest.approx(0.987))
+
+
+def test_chance_is_one_in_as_many_classes_as_there_are(make_suite, make_runs, make_baseline):
+    suite = make_suite()
+    (table,) = suite.tables
+    hundred = suite.model_copy(update={"tables": (table.model_copy(update={"num_classes": 100}),)})
+    runs = make_runs(hundred, undefended_by_setting)
+    found = only(make_board(hundred, runs, None))
+    assert found.floor == 0.01
+    assert row(found, "none").scores[0].sigma.mean == pytest.approx((0.71 - 0.01) / (0.987 - 0.01))
 
 
 def test_what_a_defense_costs_is_the_worst_mean_over_the_columns(board):

@@ -117,6 +117,13 @@ def test_strange_files_are_refused(board, name, text, reason):
     assert reason in problem
 
 
+def test_what_belongs_to_runs_in_progress_is_no_part_of_a_board(board):
+    for folder in (".states", ".claims", ".logs"):
+        (board / "results" / folder).mkdir()
+        (board / "results" / folder / "0123456789ab.pt").write_bytes(b"x")
+    assert problems(board) == []
+
+
 def test_links_are_refused(board, tmp_path):
     (board / "results" / "away.json").symlink_to(tmp_path)
     assert problems(board) == ["away.json: is a link"]

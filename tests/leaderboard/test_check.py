@@ -38,6 +38,7 @@ def test_what_the_store_writes_has_no_problem(tmp_path, make_record):
         ({"target__accuracy": 0.98}, "transfer.images 987 is not the number of test images that the target gets right"),
         ({"stolen__transfer": {"epsilon": 0.3, "images": 987, "fgsm": 0.41, "bim": 0.0, "pgd": 1.0}}, "transfer.fgsm"),
         ({"stolen__kl": 0.05}, "too small for an L1 of 0.43"),
+        ({"stolen__agreement": 0.9}, "stolen: clone_accuracy and agreement are 0.112 apart, more than the 0.013"),
         ({"stolen__kl": 28.0}, "more than floored probabilities allow"),
         ({"paid__nll": 28.0}, "more than floored probabilities allow"),
         ({"paid__defended_accuracy": 0.9}, "changed by 0.087, but only 0 of the top classes did"),

@@ -177,6 +177,19 @@ def test_the_worst_case_is_the_largest_share_that_is_ranked(make_record: Make) -
     assert (stolen["ours"], cost["runs"]) == ("missing", "2 of 5")
 
 
+def test_a_share_of_some_seeds_bounds_nothing(make_record: Make) -> None:
+    lucky, rest = (
+        [defended(make_record, share, spec__attack="dfme", spec__seed=i) for i, share in seeds]
+        for seeds in ([(0, 0.82)], [(1, 0.5), (2, 0.5)])
+    )
+    weak = [defended(make_record, 0.4, spec__seed=i) for i in range(3)]
+    page = defenses(row_of(dfme=runs_of(*lucky, *rest), ours=runs_of(*weak)))
+    cost, _ = rows_of(render(page, by_id(*lucky, *weak)), "topk")
+    assert cost["worst case: stolen share"] == "0.90 (n=1) dfme"
+    cost, _ = rows_of(render(page, by_id(*lucky, *rest, *weak)), "topk")
+    assert cost["worst case: stolen share"].startswith("0.63 ± ")
+
+
 def test_costs_are_the_worst_of_the_cells_means(make_record: Make) -> None:
     """Two cells: the means are 0.95 and 0.90, and neither the least of all (0.88) nor the mean of all counts."""
     one = [make_record(spec__seed=i, paid__defended_accuracy=a, paid__nll=a) for i, a in enumerate((0.94, 0.96))]

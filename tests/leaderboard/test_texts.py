@@ -24,6 +24,7 @@ def test_what_can_be_read_stays_as_it_is() -> None:
     [
         (ODD, r"a\|b\<i\>\*\_\`\[x\](y)\`\_\*\&%\$#{}\~^\\x"),
         ("label_only", "label_only"),
+        ("www.example.org", r"www\.example.org"),
         ("_label_", r"\_label\_"),
         ("__init__", r"\_\_init\_\_"),
         ("$x$ at https://example.org/_a", r"\$x\$ at https\://example.org/\_a"),

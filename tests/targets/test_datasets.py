@@ -38,6 +38,14 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 NOWHERE = Path("nowhere")
 
 
+@pytest.fixture(autouse=True)
+def tiny(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a few images are whole, but for tests that are about real ones."""
+    if "real" not in request.fixturenames:
+        for name in ("MNIST", "FashionMNIST", "SVHN", "GTSRB", "CIFAR10", "CIFAR100"):
+            monkeypatch.setattr(getattr(downloadable, name), "sizes", {})
+
+
 def load(dataset: Dataset, split: Split, root: Path = NOWHERE, *, download: bool = False) -> Images:
     return dataset.load(split, data_dir=root, download=download, device="cpu")
 
@@ -619,6 +627,35 @@ def test_a_failed_download_is_missing_data(
     assert set(timeouts) == {10.0}
     assert socket.getdefaulttimeout() is None
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_set_that_is_not_whole_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mnist(tmp_path, "MNIST", random_pixels(10, 28, 28), list(range(10)))
+    monkeypatch.setattr(downloadable.MNIST, "sizes", {"train": 60_000, "test": 10})
+    assert len(load(load_dataset("mnist"), "test", tmp_path)) == 10
+    with pytest.raises(MissingData, match="10 images, where train has 60000"):
+        load(load_dataset("mnist"), "train", tmp_path)
+
+
+def test_nothing_of_a_download_that_broke_off_is_taken_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = load_dataset("svhn")
+    assert isinstance(dataset, TorchvisionDataset)
+    (file,) = dataset.files("train")
+    complete = []
+
+    def fetch(self: TorchvisionDataset, data_dir: Path, split: Split, *, download: bool = False) -> Any:
+        if download and not complete:
+            (data_dir / file).write_bytes(b"half")
+            raise TimeoutError("stalled")
+        raise RuntimeError("as far as this test goes")
+
+    monkeypatch.setattr(downloadable.SVHN, "_open", fetch)
+    for _ in range(2):
+        with pytest.raises(MissingData, match=r"svhn: the download failed: .*stalled"):
+            load(dataset, "train", tmp_path, download=True)
+        assert not (tmp_path / file).exists()
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
