@@ -108,6 +108,7 @@ class Session:
         """The run, see `run`, step by step of its attack."""
         try:
             with self._clock("setup"):
+                forget_peak_memory(self.device)
                 self._prepare(data_dir, download)
                 self._begin()
             yield from self._attack()
@@ -128,7 +129,6 @@ class Session:
 
     def _prepare(self, data_dir: Path, download: bool) -> None:
         request, info, pool = self.plan.request, self.plan.info, self.plan.pool
-        forget_peak_memory(self.device)
         loaded = load_target(
             request.target,
             seed=request.target_seed,
@@ -162,13 +162,9 @@ class Session:
             )
         )
         self.deployment = Deployment(target, self.plan.defense, own)
-        self.evaluator = Evaluator(
-            self.deployment,
-            dataset,
-            dataset.load("test", data_dir=data_dir, download=download, device=self.device),
-            unrelated(dataset.pool, open_images),
-            self.plan.run_id,
-        )
+        test = dataset.load("test", data_dir=data_dir, download=download, device=self.device)
+        outside = unrelated(dataset.pool, open_images)
+        self.evaluator = Evaluator(self.deployment, dataset, test, outside, self.plan.run_id)
         attacker, visitor = (account_name(self.plan.run_id, who) for who in ("attack", "visitor"))
         self.reliability = Reliability(self.deployment, self.evaluator.test, attacker=attacker, visitor=visitor)
         self.traffic = Traffic(self.deployment, attacker)
