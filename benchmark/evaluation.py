@@ -70,20 +70,21 @@ class Evaluator:
 
     def milestone(self, clone: nn.Module, queries: int) -> CurvePoint:
         """The clone as it stands after so many queries."""
-        stolen = metrics.predict(clone, self.test)
+        clone_accuracy, agreement = self._reached(metrics.predict(clone, self.test))
         return CurvePoint(
             queries=queries,
-            clone_accuracy=metrics.share(stolen.argmax(dim=1) == self.labels),
-            agreement=metrics.same_top(stolen, self.clean),
+            clone_accuracy=clone_accuracy,
+            agreement=agreement,
             defended_accuracy=self.defended_accuracy(),
         )
 
     def stolen(self, clone: nn.Module, curve: Sequence[CurvePoint], seed: int) -> Stolen:
         """What the attacker got away with. The curve must end with this clone, see `ended`."""
         probs = metrics.predict(clone, self.test)
+        clone_accuracy, agreement = self._reached(probs)
         return Stolen(
-            clone_accuracy=metrics.share(probs.argmax(dim=1) == self.labels),
-            agreement=metrics.same_top(probs, self.clean),
+            clone_accuracy=clone_accuracy,
+            agreement=agreement,
             agreement_released=metrics.share(probs.argmax(dim=1) == self._released(self.test).top),
             kl=metrics.kl_divergence(self.clean, probs),
             l1=metrics.distance(probs, self.clean).mean,
@@ -95,11 +96,8 @@ class Evaluator:
 
     def ended(self, curve: Sequence[CurvePoint], clone: nn.Module) -> list[CurvePoint]:
         """The curve with the final clone at its end, which may have learned since the last query was measured."""
-        probs = metrics.predict(clone, self.test)
-        final = {
-            "clone_accuracy": metrics.share(probs.argmax(dim=1) == self.labels),
-            "agreement": metrics.same_top(probs, self.clean),
-        }
+        clone_accuracy, agreement = self._reached(metrics.predict(clone, self.test))
+        final = {"clone_accuracy": clone_accuracy, "agreement": agreement}
         return [*curve[:-1], curve[-1].model_copy(update=final)]
 
     def paid(self, traffic: Traffic, before: float) -> Paid:
@@ -146,6 +144,10 @@ class Evaluator:
         return ratios
 
     # --------------------------------------------------------------------------------------- internals
+
+    def _reached(self, probs: Tensor) -> tuple[float, float]:
+        """Accuracy and agreement of a clone with these answers (N, K) to the test set."""
+        return metrics.share(probs.argmax(dim=1) == self.labels), metrics.same_top(probs, self.clean)
 
     def _released(self, images: Images) -> Released:
         batches = [self._asked(pixels, str(i)) for i, (pixels, _) in enumerate(images.batches(1024))]

@@ -4,9 +4,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .pages import NOTHING, Machines, Records, Runs, Section, absent, interval, table
+from .pages import Machines, Records, Runs, Section, absent, interval, table
 from .record import Paid, Record
 from .scoring import CHANCE_FLOOR, Cell, estimate
+from .texts import MISSING
 
 # ---------------------------------------------------------------------------------------------------- attacks
 
@@ -44,7 +45,7 @@ class AttackSection(Section):
         columns |= _attack_numbers(records, machines)
         numbers = len(columns) - words
         if any(row.published for row in self.rows):
-            columns["published elsewhere"] = lambda row: row.published or NOTHING
+            columns["published elsewhere"] = lambda row: row.published or MISSING
         lines = [[show(row) for show in columns.values()] for row in self.rows]
         yield table(list(columns), lines, right=range(words, words + numbers))
 
@@ -69,11 +70,11 @@ def _attack_numbers(records: Records, machines: Machines) -> dict[str, Callable[
 
     def lowest(row: AttackRow) -> str:
         reached = [record.stolen.clone_accuracy for record in row.runs.done(records) if record.stolen]
-        return f"{100 * min(reached):.1f}" if reached else NOTHING
+        return f"{100 * min(reached):.1f}" if reached else MISSING
 
     def agreement(row: AttackRow) -> str:
         score = row.runs.score(records)
-        return interval(score.agreement) if score else NOTHING
+        return interval(score.agreement) if score else MISSING
 
     return {
         "clone accuracy %": clone_accuracy,
@@ -140,7 +141,7 @@ class DefenseSection(Section):
 
     def _stolen_line(self, row: DefenseRow, records: Records) -> list[str]:
         shown = [_stolen(row.columns.get(header), records) for header in self.headers]
-        return [row.defense, *shown, row.recovery or NOTHING]
+        return [row.defense, *shown, row.recovery or MISSING]
 
     def notes(self) -> Iterator[str]:
         """What the plan says about rows."""
@@ -171,7 +172,7 @@ def _cost_line(row: DefenseRow, records: Records, machines: Machines) -> list[st
     done = [record for runs in row.runs for record in runs.done(records)]
     count = f"{len(done)} of {sum(len(runs.specs) for runs in row.runs)}"
     if not done:
-        return [row.defense, *[NOTHING] * (len(_COSTS) - 3), count, "missing"]
+        return [row.defense, *[MISSING] * (len(_COSTS) - 3), count, "missing"]
 
     def worst(value: Callable[[Paid], float], choose: Callable[[list[float]], float] = max) -> float:
         """The worst of the cells' means: what an attack's traffic does to a defense must not be averaged away."""
@@ -204,7 +205,7 @@ def _worst_case(row: DefenseRow, records: Records) -> str:
         header: score.stolen_share for header, score in scores.items() if score and score.ranked and score.stolen_share
     }
     if not shares:
-        return NOTHING
+        return MISSING
     worst = max(shares, key=lambda header: shares[header].mean)
     share = shares[worst]
     whole = all(
@@ -219,7 +220,7 @@ def _worst_case(row: DefenseRow, records: Records) -> str:
 
 def _stolen(runs: Runs | None, records: Records) -> str:
     if runs is None:
-        return NOTHING
+        return MISSING
     score = runs.score(records)
     if score is None:
         return absent(runs, records)

@@ -14,8 +14,7 @@ from statistics import median
 from .record import Environment, Record, SpecInfo, run_id
 from .scoring import Cell, Estimate, cells, estimate
 from .suites import column_label
-
-NOTHING = "\N{EN DASH}"
+from .texts import MISSING
 
 Records = Mapping[str, Record]
 """Records by run id."""
@@ -145,7 +144,7 @@ class Machines:
             if known is not None:
                 by_machine[machine(record.env)].append(known)
         shown = [show(by_machine[name]) + (f" ({name})" if self.several else "") for name in sorted(by_machine)]
-        return ", ".join(shown) or NOTHING
+        return ", ".join(shown) or MISSING
 
 
 def machine(env: Environment) -> str:

@@ -31,9 +31,9 @@ from .site_charts import (
     worst_score,
 )
 from .suites import Column, DefenseEntry
+from .texts import MISSING
 
 FOLDER = Path(__file__).parent / "site"
-NOTHING = "\N{EN DASH}"
 
 HEADINGS = {
     "control": "Controls",
@@ -234,7 +234,7 @@ def _data(table: BoardTable) -> dict[str, Any]:
 
 def _judged(line: AttackLine) -> list[str]:
     """What depends on the tier in an attack's line, as text: mean stolen share, and for how many it is the worst."""
-    return [_number(line.sigma), NOTHING if line.worst_for is None else str(line.worst_for)]
+    return [_number(line.sigma), MISSING if line.worst_for is None else str(line.worst_for)]
 
 
 def _caps_met(row: Row) -> list[int]:
@@ -265,7 +265,7 @@ def _environment(paths: Mapping[str, str], records_url: str) -> jinja2.Environme
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
     environment.filters |= {
         "interval": _interval,
-        "percent": lambda share: NOTHING if share is None else f"{100 * share:.1f}",
+        "percent": lambda share: MISSING if share is None else f"{100 * share:.1f}",
         "number": _number,
         "count": lambda value: f"{value:,.0f}",
         "short": short_count,
@@ -276,7 +276,7 @@ def _environment(paths: Mapping[str, str], records_url: str) -> jinja2.Environme
         "judged": _judged,
     }
     environment.globals |= {
-        "nothing": NOTHING,
+        "nothing": MISSING,
         "missing_scores": _missing_scores,
         "card": _card,
         "best": _best,
@@ -289,13 +289,13 @@ def _environment(paths: Mapping[str, str], records_url: str) -> jinja2.Environme
 def _interval(estimate: Estimate | None, digits: int = 2, unit: float = 1) -> Markup:
     """Mean and half of the 95 % interval."""
     if estimate is None:
-        return Markup(NOTHING)
+        return Markup(MISSING)
     half = "" if estimate.half is None else f" <i>± {unit * estimate.half:.{digits}f}</i>"
     return Markup(f"{unit * estimate.mean:.{digits}f}{half}")
 
 
 def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
+    return MISSING if value is None else f"{value:.2f}"
 
 
 def _shade(share: float) -> int:
@@ -314,7 +314,7 @@ def _best(table: BoardTable, tier: Tier, defense: int) -> str:
     place = next((place for place in tier.placed if place.defense == defense), None)
     row = None if place is None or place.row is None else table.rows[place.row]
     share = None if row is None else worst_share(row)
-    return NOTHING if share is None else f"{share.mean:.2f}"
+    return MISSING if share is None else f"{share.mean:.2f}"
 
 
 def _card(defense: DefenseEntry) -> list[tuple[str, str]]:

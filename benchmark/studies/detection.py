@@ -24,7 +24,7 @@ from ...attacks.base import AttackContext
 from ...defenses.base import DefenseContext, load_defense
 from ...defenses.detection import Detector, limit_for
 from ...errors import UsageError
-from ...leaderboard.pages import NOTHING
+from ...leaderboard.texts import MISSING
 from ...targets.architectures import build_clone
 from ...targets.blackbox import BlackBox
 from ...targets.datasets.base import Dataset, Images
@@ -253,7 +253,7 @@ def as_table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table: rates in percent, at one false positive in a thousand and at the deployed limit."""
 
     def count(queries: int | None) -> str:
-        return NOTHING if queries is None else str(queries)
+        return MISSING if queries is None else str(queries)
 
     head = ("attack", "detector", "unit", "honest", "TPR", "queries", "own TPR", "own FPR", "own queries")
     rule = ("---",) * 3 + ("---:",) * 6

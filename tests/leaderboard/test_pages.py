@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from msbench.leaderboard.page_sections import AttackRow, AttackSection, DefenseRow, DefenseSection
-from msbench.leaderboard.pages import NOTHING, Page, Runs, Section, render
+from msbench.leaderboard.pages import Page, Runs, Section, render
 from msbench.leaderboard.record import Record
+from msbench.leaderboard.texts import MISSING
 from scipy.stats import t
 
 Make = Callable[..., Record]
@@ -90,7 +91,7 @@ def test_what_is_not_done_is_missing_unfinished_or_failed_and_never_counts(
         stopped = make_record(spec__defense="none", status=status)
         text = render(attacks(AttackRow(runs=runs_of(*seeds))), by_id(stopped))
         (row,) = rows_of(text, "dual")
-        assert (row["clone accuracy %"], row["n"], row["agreement %"]) == (shown, "0 of 3", NOTHING)
+        assert (row["clone accuracy %"], row["n"], row["agreement %"]) == (shown, "0 of 3", MISSING)
     assert f"dualstudent: seed 0 failed with ContractViolation (run {stopped.run_id})" in text
     (row,) = rows_of(render(attacks(AttackRow(runs=runs_of(*seeds))), {}), "dual")
     assert (row["clone accuracy %"], row["n"]) == ("missing", "0 of 3")
@@ -217,6 +218,6 @@ def test_families_have_tables_of_their_own(make_record: Make) -> None:
     text = render(defenses(*rows), by_id(noise))
     assert text.index("**Deterministic: what it costs") < text.index("| topk") < text.index("**Randomized: what")
     _, stolen = rows_of(text, "noise")
-    assert (stolen["a"], stolen["b"], stolen["its own recovery"]) == (NOTHING, "78.8", "averaging")
+    assert (stolen["a"], stolen["b"], stolen["its own recovery"]) == (MISSING, "78.8", "averaging")
     cost, stolen = rows_of(text, "topk")
-    assert (cost["worst case: stolen share"], stolen["a"], stolen["b"]) == ("missing", "missing", NOTHING)
+    assert (cost["worst case: stolen share"], stolen["a"], stolen["b"]) == ("missing", "missing", MISSING)
