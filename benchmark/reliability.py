@@ -8,13 +8,15 @@ could tell from them, and the accuracy on the test set with that on a shifted co
 
 What a defense declares in its `Traits` it may do: answers of a stochastic one are compared by how far they are from the
 clean ones on average, and what depends on earlier queries is compared only where the traits leave no room for that, as
-before the attack, when its account is new to everybody. Whatever is asked here is charged to nobody, and leaves no
-trace in the defense.
+before the attack, when its account is new to everybody. What a defense holds against an account in the course of time
+is held against an honest one that goes on asking. Whatever is asked here is charged to nobody, and leaves no trace in
+the defense.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +25,27 @@ from torch.nn import functional as F
 
 from ..defenses.base import Traits
 from ..defenses.deployment import Deployment
-from ..leaderboard.record import Paid
+from ..leaderboard.flags import (
+    BATCHED,
+    DISTORTED,
+    DRIFTED,
+    FRAGILE,
+    LATE,
+    MOVED,
+    ORDERED,
+    PERSONAL,
+    RECOGNIZED,
+    REPEATED,
+    SINGLED_OUT,
+    STANDARD_ERRORS,
+    TIRED,
+    fragile,
+    moved,
+)
+from ..leaderboard.record import Detection, Paid
 from ..targets.datasets.base import Images, TensorImages
 from ..targets.persistence import restore, snapshot
-from .traffic import Sample
+from .traffic import Sample, Traffic
 
 PROBES = 32
 """Test images, and as many images of noise, that are asked about in every way."""
@@ -34,8 +53,12 @@ ALONE = 32
 """The first so many of them are asked about one by one."""
 REPEATS = 4
 """Answers of a stochastic defense that are averaged."""
-CHANGED_IMAGES = 256
-"""Test images that are compared with copies changed by one gray level."""
+COPIED_IMAGES = 256
+"""Test images whose answers are compared with those to copies that nobody else has."""
+CROWD = 1024
+"""The batch in which honest users' costs are measured."""
+HONEST_QUERIES = 10_000
+"""An honest account that goes on asking stops here, or where the attack stopped, or where the images end."""
 SHIFTED_IMAGES = 1000
 """Test images whose shifted copies are asked about."""
 
@@ -43,26 +66,9 @@ MATERIAL = 0.02
 """Mean L1 distance between answers that is too much where they should be equal, beyond rounding and chance."""
 ROUNDING = 20.0
 """How many times the bare target's own differences count as rounding: defenses may enlarge them."""
-STANDARD_ERRORS = 6.0
-"""What counts as chance."""
-DRIFT = 0.01
-"""Change of the defended accuracy that is too much, beyond chance."""
-SHIFT_COST = 0.2
-"""Accuracy lost on the shifted copy beyond that lost on the test set that is too much."""
 
 _SEED = 20_261
-"""Which images, copies and shifts: the same in every run."""
-
-REPEATED = "answers the same batch otherwise when asked again, which it does not declare"
-BATCHED = "answers the same image otherwise alone than in a batch"
-ORDERED = "answers depend on the order of the batch, which it does not declare"
-PERSONAL = "answers depend on who asks, which it does not declare"
-SINGLED_OUT = "answered the attack otherwise than it answers a newcomer who asks the same"
-DRIFTED = "answers to the same images changed during the attack, which it does not declare"
-RECOGNIZED = "test images are answered better than copies of them changed by one gray level"
-FRAGILE = "costs far more accuracy on a shifted copy of the test set than on the test set"
-MOVED = "defended accuracy moved during the attack"
-DISTORTED = "declares to preserve the top class, but changed it for test images"
+"""Which images and shifts: the same in every run, but for the copies that a defense must not know."""
 
 
 class Answers(NamedTuple):
@@ -80,15 +86,28 @@ class Reliability:
     Args:
         deployment: target and defense as attackers and users meet them.
         test: the target's held-out images.
+        more: the images that it was trained on, for an honest account that has asked about those.
         attacker: the account that the attack asks under.
         visitor: the account of a customer who is not the attack.
+        secret: a seed that no defense can know, for copies of images that none can have seen.
     """
 
-    def __init__(self, deployment: Deployment, test: Images, *, attacker: str, visitor: str) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        test: Images,
+        more: Callable[[], Images],
+        *,
+        attacker: str,
+        visitor: str,
+        secret: int,
+    ) -> None:
         self.deployment = deployment
         self.test = test
+        self.more = more
         self.attacker = attacker
         self.visitor = visitor
+        self.secret = secret
         self.images = _probes(test)
         self.early: list[Tensor] = []
         self.personal = False
@@ -120,32 +139,46 @@ class Reliability:
 
     # ------------------------------------------------------------------------------------------- judging
 
-    def flags(self, sample: Sample, paid: Paid, accuracy: float) -> list[str]:
+    def flags(self, traffic: Traffic, paid: Paid, accuracy: float) -> list[str]:
         """What a reader should know before trusting the numbers, in sentences that do not depend on the numbers.
 
         Args:
-            sample: some of the attack's queries, and what they were answered.
+            traffic: what was noted of the attack's queries.
             paid: what an honest user paid.
             accuracy: the undefended target's.
         """
         self.look()
-        found = {DRIFTED: self.drifted, BATCHED: self._batched(), RECOGNIZED: self._recognized()}
-        found |= {PERSONAL: self.personal or self._personal(*self._new()), FRAGILE: _fragile(paid, accuracy)}
+        found = {DRIFTED: self.drifted, BATCHED: self._batched(traffic.largest), RECOGNIZED: self._recognized()}
+        found |= {PERSONAL: self.personal or self._personal(*self._new()), FRAGILE: fragile(paid, accuracy)}
         if not self._traits.stateful:
-            found |= {ORDERED: self._ordered(), SINGLED_OUT: self._singled_out(sample)}
+            found |= {ORDERED: self._ordered(), SINGLED_OUT: self._singled_out(traffic.sample)}
         if not (self._traits.stateful or self._traits.stochastic):
             found[REPEATED] = self._repeated()
         found[DISTORTED] = self._traits.argmax_preserving and paid.argmax_changed > 0
-        found[MOVED] = self._moved(paid)
+        found[MOVED] = moved(paid, len(self.test) if self._traits.stochastic else None)
+        if self._remembers:
+            tired, honest = self._goes_on(traffic.asked)
+            found |= {TIRED: tired, LATE: _late(traffic.detection(), honest)}
         return sorted(flag for flag, holds in found.items() if holds)
 
-    def _batched(self) -> bool:
-        """One customer's batch is answered as if its images had come one by one; true of stateful defenses as well."""
+    def _batched(self, size: int) -> bool:
+        """One customer's batch is answered as if its images had come one by one; true of stateful defenses as well.
+
+        So is one of the attack's size, and one as large as honest users' costs are measured in.
+        """
         [together] = self._ask([self.images], self.visitor)
         alone = self._ask(list(torch.split(self.images[:ALONE], 1)), self.visitor)
         clean, released = zip(*alone, strict=True)
-        first = Answers(together.clean[:ALONE], together.released[:, :ALONE])
-        return self._differ(first, Answers(torch.cat(clean), torch.cat(released, dim=1)))
+        others = [Answers(torch.cat(clean), torch.cat(released, dim=1))]
+        others += [answers for crowd in (size, CROWD) for answers in self._ask([self._crowd(crowd)], self.visitor)]
+        return any(self._differ(*_first(together, each)) for each in others)
+
+    def _crowd(self, size: int) -> Tensor:
+        """The same images, or the first of them, at the front of a batch of ``size``."""
+        if size <= len(self.images):
+            return self.images[:size]
+        rest, _ = self.test.take(torch.arange(size - len(self.images)) % len(self.test))
+        return torch.cat([self.images, rest])
 
     def _ordered(self) -> bool:
         order = torch.randperm(len(self.images), generator=_generator()).to(self.images.device)
@@ -165,8 +198,7 @@ class Reliability:
 
     def _new(self) -> tuple[str, ...]:
         """The accounts without such a history at the end: the attack's has one where each account has its own."""
-        with_history = self._traits.stateful and "account" in self._traits.needs
-        return (self.visitor,) if with_history else (self.visitor, self.attacker)
+        return (self.visitor,) if self._remembers else (self.visitor, self.attacker)
 
     def _singled_out(self, sample: Sample) -> bool:
         if len(sample.images) == 0:
@@ -176,16 +208,37 @@ class Reliability:
         return self._differ(Answers(sample.clean, sample.released[None]), Answers(clean, released))
 
     def _recognized(self) -> bool:
-        exact, _ = self.test.take(_some(self.test, CHANGED_IMAGES))
-        [known] = self._ask([exact], None)
-        [copies] = self._ask([changed(exact)], None)
-        return beyond_chance(_damage(copies) - _damage(known))
+        """Test images, or their shifted copies, are answered better than others that nobody could tell from them."""
+        exact, _ = self.test.take(_some(self.test, COPIED_IMAGES))
+        usual, own = (_whole(shifted(self.test, seed=seed, count=COPIED_IMAGES)) for seed in (_SEED, self.secret))
+        for known, copies in ((exact, changed(exact, seed=self.secret)), (usual, own)):
+            [expected], [found] = self._ask([known], None), self._ask([copies], None)
+            if beyond_chance(_damage(found) - _damage(expected)):
+                return True
+        return False
 
-    def _moved(self, paid: Paid) -> bool:
-        before, after = paid.defended_accuracy_before, paid.defended_accuracy
-        spread = (before * (1 - before) + after * (1 - after)) / len(self.test)
-        chance = STANDARD_ERRORS * spread**0.5 if self._traits.stochastic else 0.0
-        return abs(after - before) > DRIFT + chance
+    @property
+    def _remembers(self) -> bool:
+        """Whether the defense may hold against an account what it asked before."""
+        return self._traits.stateful and "account" in self._traits.needs
+
+    def _goes_on(self, asked: int) -> tuple[bool, int]:
+        """Whether an honest account is answered otherwise after asking as much as the attack, and how much it asked.
+
+        It asks about each image once, those of the test first: whoever repeats images is easily taken for an attack.
+        """
+        account, limit, honest = f"{self.secret:016x}", min(asked, HONEST_QUERIES), 0
+        natural = self.images[::2]
+        with without_trace(self.deployment):
+            for images, _ in chain(self.test.batches(256), self.more().batches(256)):
+                if honest == limit:
+                    break
+                part = images[: limit - honest]
+                self.deployment.serve(part, account)
+                honest += len(part)
+            after = self._answers(natural, account, 1)
+        [newcomer] = self._ask([natural], None)
+        return self._differ(newcomer, after), honest
 
     # -------------------------------------------------------------------------------- asking and comparing
 
@@ -214,7 +267,7 @@ class Reliability:
 
     def state_dict(self) -> dict[str, Any]:
         """What was answered before the attack, to whom otherwise, and whether answers have changed since."""
-        return snapshot(self, skip=("deployment", "test", "attacker", "visitor", "images"))
+        return snapshot(self, skip=("deployment", "test", "more", "attacker", "visitor", "secret", "images"))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
@@ -232,6 +285,17 @@ def without_trace(deployment: Deployment) -> Iterator[None]:
             deployment.defense.load_state_dict(state)
 
 
+def _first(*answers: Answers) -> list[Answers]:
+    """As many of each as there are of the fewest."""
+    count = min(len(each.clean) for each in answers)
+    return [Answers(each.clean[:count], each.released[:, :count]) for each in answers]
+
+
+def _late(detection: Detection | None, honest: int) -> bool:
+    """Whether nobody knows what honest accounts pay that ask as much as the attack did until it was noticed."""
+    return detection is None or (detection.first_flagged or 0) > honest
+
+
 def _damage(answers: Answers) -> Tensor:
     """Mean L1 distance (N,) of what was released for each image from the clean answer."""
     return (answers.released - answers.clean).abs().sum(dim=-1).mean(dim=0)
@@ -243,18 +307,16 @@ def beyond_chance(gap: Tensor) -> bool:
     return bool(gap.mean() > MATERIAL + STANDARD_ERRORS * error)
 
 
-def _fragile(paid: Paid, accuracy: float) -> bool:
-    if paid.shifted is None:
-        return False
-    known, unknown = accuracy - paid.defended_accuracy, paid.shifted.undefended - paid.shifted.defended
-    return unknown - known > SHIFT_COST
-
-
 # ---------------------------------------------------------------------------------------------------- images
 
 
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(_SEED)
+def _generator(seed: int = _SEED) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _whole(images: TensorImages) -> Tensor:
+    """All of them, (N, C, H, W)."""
+    return images.take(torch.arange(len(images)))[0]
 
 
 def _some(images: Images, count: int) -> Tensor:
@@ -269,23 +331,23 @@ def _probes(test: Images) -> Tensor:
     return torch.stack([natural, noise], dim=1).flatten(0, 1)
 
 
-def changed(images: Tensor) -> Tensor:
+def changed(images: Tensor, *, seed: int) -> Tensor:
     """Copies of images (N, C, H, W) in [0, 1] with every pixel one of 255 gray levels up or down."""
-    up = torch.randint(2, images.shape, generator=_generator()).to(images.device) * 2 - 1
+    up = torch.randint(2, images.shape, generator=_generator(seed)).to(images.device) * 2 - 1
     step = torch.where((images + up / 255 > 1) | (images + up / 255 < 0), -up, up)
     return images + step / 255
 
 
-def shifted(test: Images) -> TensorImages:
-    """A copy of the test set, or of 1,000 of its images, that is a little off.
+def shifted(test: Images, *, seed: int = _SEED, count: int = SHIFTED_IMAGES) -> TensorImages:
+    """A copy of the test set, or of ``count`` of its images, that is a little off.
 
     Every image is moved by up to a sixteenth of its size in each direction, its contrast lowered by up to a third,
     and Gaussian noise of standard deviation 0.05 added; it is then clipped to [0, 1] and rounded to 8 bits.
     """
-    generator = _generator()
+    generator = _generator(seed)
     parts = [
         (_off(images, generator).mul(255).round().byte(), labels)
-        for images, labels in test.batches(256, order=_some(test, SHIFTED_IMAGES))
+        for images, labels in test.batches(256, order=_some(test, count))
     ]
     pixels, labels = (torch.cat(each) for each in zip(*parts, strict=True))
     return TensorImages(pixels, labels, device=labels.device)

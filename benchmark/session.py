@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ from ..leaderboard.record import (
 from ..leaderboard.store import Store
 from ..targets.architectures import build_clone
 from ..targets.blackbox import BlackBox
+from ..targets.datasets.base import Images
 from ..targets.target import Target
 from ..targets.training import recipe_for
 from ..targets.zoo import Loaded, load_target, parse_target
@@ -145,6 +146,7 @@ class Session:
         open_images = partial(open_shaped, data_dir=data_dir, shape=target.image_shape, device=self.device)
         architecture = partial(build_clone, num_classes=target.num_classes, image_shape=target.image_shape)
         surrogate = parse_target(request.target).architecture
+        data = partial(open_images, dataset, split="train", download=download)
         defense_context = partial(
             DefenseContext,
             num_classes=target.num_classes,
@@ -156,18 +158,17 @@ class Session:
             defense_context(
                 seed=info.defense_seed,
                 target=lambda: own,
-                data=lambda: open_images(dataset, split="train", download=download),
+                data=data,
                 auxiliary=lambda name: open_images(auxiliary(dataset, name), split="train", download=download),
                 recipe=recipe_for(dataset.label()),
-            )
+            ).granted(self.plan.defense)
         )
         self.deployment = Deployment(target, self.plan.defense, own)
         test = dataset.load("test", data_dir=data_dir, download=download, device=self.device)
         outside = unrelated(dataset.pool, open_images)
         self.evaluator = Evaluator(self.deployment, dataset, test, outside, self.plan.run_id)
-        attacker, visitor = (account_name(self.plan.run_id, who) for who in ("attack", "visitor"))
-        self.reliability = Reliability(self.deployment, self.evaluator.test, attacker=attacker, visitor=visitor)
-        self.traffic = Traffic(self.deployment, attacker)
+        self.reliability = self._questions(data)
+        self.traffic = Traffic(self.deployment, self.reliability.attacker)
         self.box = BlackBox(
             self.traffic.answer,
             budget=info.budget,
@@ -203,6 +204,13 @@ class Session:
                 build_clone=lambda seed: self.plan.recovery.student(build_own(seed), seed),
                 pool=open_images(pool, split="train", download=download) if pool else None,
             ),
+        )
+
+    def _questions(self, data: Callable[[], Images]) -> Reliability:
+        """Those of this run: no defense can know its accounts and copies."""
+        attacker, visitor, copies = (account_name(self.plan.run_id, who) for who in ("attack", "visitor", "copies"))
+        return Reliability(
+            self.deployment, self.evaluator.test, data, attacker=attacker, visitor=visitor, secret=int(copies, 16) >> 1
         )
 
     def _begin(self) -> None:
@@ -306,7 +314,7 @@ class Session:
                 "stolen": stolen,
                 "paid": paid,
                 "diagnostics": self.evaluator.diagnostics(self.traffic, own),
-                "flags": self.reliability.flags(self.traffic.sample, paid, self.evaluator.accuracy),
+                "flags": self.reliability.flags(self.traffic, paid, self.evaluator.accuracy),
             }
             latency = self.evaluator.latency_ratio()
         self._expect_all_charged()  # for diagnostics, and for what the clone may have asked while it was measured

@@ -56,6 +56,7 @@ class Traffic:
         target = deployment.target
         device = target.mean.device
         self.asked = 0
+        self.largest = 0
         self.labels = torch.zeros(target.num_classes, dtype=torch.long, device=device)
         self.l1_bins = torch.zeros(BINS + 1, dtype=torch.long, device=device)
         self.l1_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -74,6 +75,7 @@ class Traffic:
         self._note(self.deployment.verdict())
         self._keep(images, clean, released)
         self.asked += len(images)
+        self.largest = max(self.largest, len(images))
         distance = (released - clean).abs().sum(dim=1)
         _count(self.labels, clean.argmax(dim=1))
         _count(self.l1_bins, (distance * (BINS / 2)).long().clamp(0, BINS))

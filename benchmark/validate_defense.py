@@ -9,79 +9,55 @@ cannot be seen from outside within a few thousand queries is not found: a defens
 a million, say.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..defenses.base import DefenseContext, Traits, load_defense
-from ..defenses.deployment import Deployment
+from ..components import format_spec, parse_spec
+from ..defenses.base import Traits, load_defense
 from ..errors import BadParameter, UsageError
-from ..targets.target import Target
-from ..targets.training import Recipe
-from .checks import IMAGE_SHAPE, Broken, Check, attempt, in_words, stored, tiny_images, tiny_network
-from .reliability import beyond_chance
-from .traffic import account_name
+from .checks import Broken, Check, attempt, stored
+from .subject import (
+    CLASSES,
+    CUSTOMER,
+    OTHER,
+    TOLERANCE,
+    Subject,
+    ask,
+    ask_in_turn,
+    ask_often,
+    deployed,
+    every_answer,
+    expect_as_far,
+    expect_equal,
+    singly,
+)
 
-CLASSES = (10, 2, 43, 100, 1000)
-"""Numbers of classes K to try; the first that the defense accepts is used where one is enough."""
-
-_RECIPE = Recipe(epochs=2, batch=32, lr=1e-3, weight_decay=0)
-"""How long a defense trains that trains as its target was: eight steps."""
 _CLEAR_LEAD = 1e-3
 """The lead from which the top class counts as unique: float32 rounding cannot overturn it."""
-_REPEATS = 32
-"""Answers of a stochastic defense that are averaged."""
-_TOLERANCE = 1e-6
-"""How far apart answers may be that should be equal: batches of other sizes round differently."""
-_CUSTOMER, _OTHER = (account_name("contract suite", who) for who in ("customer", "another"))
-"""The accounts that ask; a name tells a defense nothing."""
+_CROWD = 4096
+"""The largest batch that is asked about."""
+_UNMARKED = 0.25
+"""The share of answers that a deterrent leaves as they are, at least: it marks a chosen few."""
 
 
-Questions = tuple[Tensor, Tensor]
-"""The target's answers (N, K) and the images (N, 1, 8, 8) that they are about."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The defense under test, built afresh for every use."""
-
-    spec: str
-    classes: tuple[int, ...]
-    """The numbers of classes that it accepts."""
-
-    @property
-    def traits(self) -> Traits:
-        """What it declares."""
-        return load_defense(self.spec).traits
-
-    def fresh(self, num_classes: int | None = None) -> Deployment:
-        """A new instance in front of the target, prepared with the same seed each time."""
-        return _deployed(self.spec, num_classes or self.classes[0])
-
-    def questions(self, count: int, *, seed: int = 0) -> Questions:
-        """Generic answers about random images."""
-        generator = torch.Generator().manual_seed(seed)
-        return _generic(count, self.classes[0], generator), torch.rand(count, *IMAGE_SHAPE, generator=generator)
-
-
-def validate_defense(spec: str) -> list[Check]:
+def validate_defense(spec: str, device: str = "cpu") -> list[Check]:
     """Run the contract suite on the defense, or chain of defenses, that a spec describes.
 
     A defense that cannot be built or prepared gets that failed check last. Raises `UsageError` for an unknown
     name or parameter, as `load_defense` does; nothing that the defense itself raises gets out.
     """
     accepted: list[int] = []
+    place = torch.device(device)
     checks = [attempt("loads", lambda: _loads(spec), passing=(UsageError,))]
     if checks[-1].passed:
-        checks.append(attempt("prepares", lambda: _prepares(spec, accepted)))
+        checks.append(attempt("prepares", lambda: _prepares(spec, accepted, place)))
     if checks[-1].passed:
-        subject = Subject(spec, tuple(accepted))
+        subject = Subject(spec, tuple(accepted), place)
         checks += [attempt(name, partial(check, subject)) for name, check in _CHECKS.items()]
     return checks
 
@@ -96,11 +72,11 @@ def _loads(spec: str) -> str:
     return ""
 
 
-def _prepares(spec: str, accepted: list[int]) -> str:
+def _prepares(spec: str, accepted: list[int], device: torch.device) -> str:
     declined = {}
     for num_classes in CLASSES:
         try:
-            _deployed(spec, num_classes)
+            deployed(spec, num_classes, device)
             accepted.append(num_classes)
         except BadParameter as error:
             declined[num_classes] = str(error)
@@ -110,134 +86,89 @@ def _prepares(spec: str, accepted: list[int]) -> str:
     return skipped
 
 
-def _deployed(spec: str, num_classes: int) -> Deployment:
-    defense, target = load_defense(spec), _target(num_classes)
-    own = copy.deepcopy(target)
-    defense.prepare(
-        DefenseContext(
-            num_classes=num_classes,
-            image_shape=IMAGE_SHAPE,
-            device=torch.device("cpu"),
-            seed=0,
-            new_surrogate=lambda seed: tiny_network(seed, num_classes),
-            target=lambda: own,
-            data=lambda: tiny_images(2, num_classes),
-            auxiliary=lambda _: tiny_images(3, num_classes),
-            recipe=_RECIPE,
-        )
-    )
-    return Deployment(target, defense, own)
-
-
-@cache
-def _target(num_classes: int) -> Target:
-    network = tiny_network(1, num_classes)
-    target = Target(network, mean=(0.0,), std=(1.0,), num_classes=num_classes, image_shape=IMAGE_SHAPE)
-    return target.eval().requires_grad_(False)
-
-
-# --------------------------------------------------------------------------------------- asking and comparing
-
-
-@torch.no_grad()
-def _ask(instance: Deployment, probs: Tensor, images: Tensor, account: str | None = _CUSTOMER) -> Tensor:
-    """The checked answer (N, K) to the target's, or, where the defense serves another network, to that one's."""
-    if instance.network is not instance.target:
-        probs = instance.network(images.clone()).float().softmax(dim=1)
-    return _release(instance, probs, images, account)
-
-
-@torch.no_grad()
-def _release(instance: Deployment, probs: Tensor, images: Tensor, account: str | None = _CUSTOMER) -> Tensor:
-    """The checked answer (N, K); the defense gets copies, so that it cannot alter the questions."""
-    released = instance.release(probs.clone(), images.clone(), account)
-    instance.settle()
-    return released
-
-
-def _ask_often(
-    subject: Subject, instance: Deployment, probs: Tensor, images: Tensor, account: str | None = _CUSTOMER
-) -> Tensor:
-    """Answers (R, N, K) to the same questions, R being 1 unless the defense is stochastic and keeps no state."""
-    repeats = _REPEATS if subject.traits.stochastic and not subject.traits.stateful else 1
-    return torch.stack([_ask(instance, probs, images, account) for _ in range(repeats)])
-
-
-def _ask_in_turn(subject: Subject, questions: Sequence[Questions]) -> list[Tensor]:
-    """The answers of one fresh instance to several batches, in that order."""
-    instance = subject.fresh()
-    return [_ask_often(subject, instance, *each) for each in questions]
-
-
-def _singly(questions: Questions) -> list[Questions]:
-    """The same questions as batches of one."""
-    probs, images = questions
-    return [(probs[i : i + 1], images[i : i + 1]) for i in range(len(probs))]
-
-
-def _expect_equal(first: Tensor, second: Tensor, complaint: str) -> None:
-    """Compare mean answers (R, N, K) up to rounding and chance."""
-    variance = first.var(dim=0, correction=0) + second.var(dim=0, correction=0)
-    chance = 6 * (variance / len(first)).sqrt()
-    apart = (first.mean(dim=0) - second.mean(dim=0)).abs()
-    if bool((apart > chance + _TOLERANCE).any()):
-        raise Broken(f"{complaint} (probabilities differ by up to {apart.max():.3g})")
-
-
-def _expect_as_far(probs: Tensor, first: Tensor, second: Tensor, complaint: str) -> None:
-    """Compare how far answers (R, N, K) are from the target's (N, K) on average, up to chance."""
-    costs = [(answers - probs).abs().sum(dim=-1).mean(dim=0) for answers in (first, second)]
-    gap = costs[0] - costs[1]
-    if beyond_chance(gap) or beyond_chance(-gap):
-        means = " and ".join(f"{cost.mean():.3g}" for cost in costs)
-        raise Broken(f"{complaint} (mean L1 distances from the target's answers are {means})")
-
-
-def _generic(count: int, num_classes: int, generator: torch.Generator) -> Tensor:
-    """Flat, ordinary and confident answers in turn, (N, K)."""
-    scale = torch.tensor([1.0, 3.0, 10.0]).repeat(count // 3 + 1)[:count, None]
-    return (scale * torch.randn(count, num_classes, generator=generator)).softmax(dim=1)
-
-
-def _kinds(num_classes: int) -> dict[str, Tensor]:
-    """Batches of answers (N, K) of every kind that a target can give."""
-    one_hot = F.one_hot(torch.arange(num_classes)[:: max(1, num_classes // 8)], num_classes).float()
-    every_other = (torch.arange(num_classes) % 2 == 0).float()[None]
-    return {
-        "random": _generic(48, num_classes, torch.Generator().manual_seed(num_classes)),
-        "one-hot": one_hot,
-        "nearly one-hot": 0.999999 * one_hot + 0.000001 / num_classes,
-        "tied": torch.cat([(one_hot + one_hot.roll(1, dims=1)) / 2, every_other / every_other.sum()]),
-        "uniform": torch.full((3, num_classes), 1 / num_classes),
-    }
-
-
-def _every_answer(subject: Subject) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What was asked in words, the target's answers (N, K), and what a fresh instance makes of them."""
-    for num_classes in subject.classes:
-        instance = subject.fresh(num_classes)
-        for kind, probs in _kinds(num_classes).items():
-            images = torch.rand(len(probs), *IMAGE_SHAPE, generator=torch.Generator().manual_seed(1))
-            asked = f"{kind} answers of {num_classes} classes"
-            try:
-                released = _release(instance, probs, images)
-            except Exception as error:  # say what was asked, whatever went wrong
-                raise Broken(f"{in_words(error)} (given {asked})") from error
-            yield asked, probs, released
-
-
 # ------------------------------------------------------------------------------------------------- the checks
 
 
 def _probabilities(subject: Subject) -> str:
-    asked = [asked for asked, _, _ in _every_answer(subject)]  # each answer is checked as it is given
+    asked = [asked for asked, _, _ in every_answer(subject)]  # each answer is checked as it is given
     return f"{len(asked)} kinds of answers"
 
 
 def _batch_sizes(subject: Subject) -> str:
-    for size in (1, 4096):
-        _ask(subject.fresh(), *subject.questions(size))
-    return "1 and 4096 images"
+    for size in (1, _CROWD):
+        ask(subject.fresh(), *subject.questions(size))
+    return f"1 and {_CROWD} images"
+
+
+def _vectorized(subject: Subject) -> str:
+    if subject.traits.stateful or subject.traits.stage == "detection":
+        return "what it makes of a query may depend on the one before it"
+    few, many = 256, 1024
+    counts = []
+    for size in (few, many):
+        instance, questions = subject.fresh(), subject.questions(size)
+        with _Counter() as counter:
+            ask(instance, *questions)
+        counts.append(counter.calls)
+    if counts[1] - counts[0] >= many - few:
+        raise Broken(
+            f"it works image by image: {counts[0]:,} tensor operations for {few} images, {counts[1]:,} for {many}; "
+            "work on the whole batch at once"
+        )
+    return f"{counts[1]:,} tensor operations for {many} images"
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts tensor operations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _precision(subject: Subject) -> str:
+    _, images = subject.questions(64)
+    coarse = images.bfloat16()
+    plain = subject.fresh().serve(coarse.float(), CUSTOMER)
+    for autocast in (False, True):
+        instance = subject.fresh()
+        with torch.autocast(subject.device.type, torch.bfloat16, enabled=autocast):
+            served = instance.serve(coarse, CUSTOMER)
+        if not torch.equal(served, plain):
+            apart = (served - plain).abs().max()
+            raise Broken(f"images in bfloat16 are answered otherwise than the same ones in float32 (by {apart:.3g})")
+    return "float32 and bfloat16"
+
+
+def _stage(subject: Subject) -> str:
+    traits = subject.traits
+    if traits.stage == "training" and not {"data", "logits"} & set(traits.needs):
+        raise Broken("it declares stage='training', but no need of data or logits, so it trains nothing")
+    if traits.stage == "deterrent":
+        probs, images = subject.questions(256)
+        same = ((ask(subject.fresh(), probs, images) - probs).abs() <= TOLERANCE).all(dim=1)
+        share = float(same.float().mean())
+        if share < _UNMARKED:
+            raise Broken(f"it declares stage='deterrent', and leaves only {share:.0%} of answers as they are")
+    return f"ranked as {traits.stage}"
+
+
+def _sweep(subject: Subject) -> str:
+    traits = subject.traits
+    if traits.knob is None:
+        if traits.sweep:
+            raise Broken("it declares a sweep, but no knob that takes its values")
+        return "no knob"
+    name, params = parse_spec(subject.spec)
+    if not traits.sweep or len(set(traits.sweep)) < len(traits.sweep):
+        raise Broken(f"the sweep of its knob {traits.knob} must name values, each once: {traits.sweep}")
+    for value in traits.sweep:
+        load_defense(format_spec(name, params | {traits.knob: value}))  # raises for what is no parameter, or no value
+    return f"{traits.knob} takes {len(traits.sweep)} values"
 
 
 def _inputs(subject: Subject) -> str:
@@ -258,8 +189,8 @@ def _argmax(subject: Subject) -> str:
     if not subject.traits.argmax_preserving:
         return "declared not to preserve it"
     deployed, (_, images) = subject.fresh(), subject.questions(256)
-    served = ("answers that the target gave", *deployed.answer(images, _CUSTOMER))  # a network may stand in its place
-    for asked, probs, released in chain(_every_answer(subject), [served]):
+    served = ("answers that the target gave", *deployed.answer(images, CUSTOMER))  # a network may stand in its place
+    for asked, probs, released in chain(every_answer(subject), [served]):
         best, second = probs.topk(2, dim=1).values.unbind(dim=1)
         changed = (best - second > _CLEAR_LEAD) & (released.argmax(dim=1) != probs.argmax(dim=1))
         if bool(changed.any()):
@@ -273,7 +204,7 @@ def _argmax(subject: Subject) -> str:
 def _labels_only(subject: Subject) -> str:
     if not subject.traits.labels_only:
         return "declared to release more than labels"
-    for asked, _, released in _every_answer(subject):
+    for asked, _, released in every_answer(subject):
         if not bool(((released == 0) | (released == 1)).all()):
             raise Broken(f"answers are not one-hot, given {asked}: declare labels_only=False")
     return ""
@@ -284,7 +215,7 @@ def _determinism(subject: Subject) -> str:
     if traits.stateful:
         return "declared stateful: asking twice may give two answers"
     instance, questions = subject.fresh(), subject.questions(256)
-    equal = torch.equal(_ask(instance, *questions), _ask(instance, *questions))
+    equal = torch.equal(ask(instance, *questions), ask(instance, *questions))
     if traits.stochastic and equal:
         raise Broken("asked twice, it answered 256 images alike: declare stochastic=False")
     if not traits.stochastic and not equal:
@@ -294,15 +225,35 @@ def _determinism(subject: Subject) -> str:
 
 def _batch_composition(subject: Subject) -> str:
     if subject.traits.stateful:
-        return "declared stateful: answers may depend on the queries before"
+        return _one_after_the_other(subject)
+    complaint = "the same image is answered otherwise alone than among {} (K={})"
+    for num_classes in subject.classes:
+        for size in (64, _CROWD) if num_classes == subject.classes[0] else (64,):
+            crowd = subject.questions(size, num_classes)
+            [among] = ask_in_turn(subject, [crowd], num_classes)
+            alone = ask_in_turn(subject, singly((crowd[0][:8], crowd[1][:8])), num_classes)
+            expect_equal(among[:, :8], torch.cat(alone, dim=1), complaint.format(size, num_classes))
     probs, images = subject.questions(64)
-    [together] = _ask_in_turn(subject, [(probs, images)])
-    alone = _ask_in_turn(subject, _singly((probs[:8], images[:8])))
-    _expect_equal(together[:, :8], torch.cat(alone, dim=1), "the same image is answered otherwise alone than among 64")
+    [together] = ask_in_turn(subject, [(probs, images)])
     order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
-    [shuffled] = _ask_in_turn(subject, [(probs[order], images[order])])
-    _expect_equal(together[:, order], shuffled, "the same image is answered otherwise in a shuffled batch")
+    [shuffled] = ask_in_turn(subject, [(probs[order], images[order])])
+    expect_equal(together[:, order], shuffled, "the same image is answered otherwise in a shuffled batch")
     return ""
+
+
+def _one_after_the_other(subject: Subject) -> str:
+    """A state is no excuse: a batch is answered as if its images had come alone, in that order."""
+    for size in (64, _CROWD):
+        questions = subject.questions(size)
+        [together] = ask_in_turn(subject, [questions])
+        front = (questions[0][:64], questions[1][:64])
+        alone = torch.cat(ask_in_turn(subject, singly(front)), dim=1)
+        complaint = f"the same images in the same order are answered otherwise alone than in a batch of {size}"
+        if subject.traits.stochastic:
+            expect_as_far(front[0], together[:, :64], alone, complaint)
+        else:
+            expect_equal(together[:, :64], alone, complaint)
+    return "declared stateful: answers may depend on the queries before"
 
 
 def _history(subject: Subject) -> str:
@@ -310,22 +261,22 @@ def _history(subject: Subject) -> str:
         return "declared stateful: answers may depend on the queries before"
     complaint = "the same image is answered otherwise {}: declare stateful=True"
     batches = [subject.questions(8, seed=seed) for seed in range(4)]
-    forwards, backwards = _ask_in_turn(subject, batches), _ask_in_turn(subject, batches[::-1])
-    _expect_equal(torch.cat(forwards, dim=1), torch.cat(backwards[::-1], dim=1), complaint.format("in another order"))
+    forwards, backwards = ask_in_turn(subject, batches), ask_in_turn(subject, batches[::-1])
+    expect_equal(torch.cat(forwards, dim=1), torch.cat(backwards[::-1], dim=1), complaint.format("in another order"))
     used = subject.fresh()
-    for question in _singly(subject.questions(1024, seed=100)):
-        _ask(used, *question)
-    after = _ask_often(subject, used, *batches[0])
-    _expect_equal(forwards[0], after, complaint.format("after 1,024 other queries"))
+    for question in singly(subject.questions(1024, seed=100)):
+        ask(used, *question)
+    after = ask_often(subject, used, *batches[0])
+    expect_equal(forwards[0], after, complaint.format("after 1,024 other queries"))
     return ""
 
 
 def _accounts(subject: Subject) -> str:
     traits, questions = subject.traits, subject.questions(64)
     by_chance = traits.stateful and traits.stochastic
-    expect = partial(_expect_as_far, questions[0]) if by_chance else _expect_equal
-    newcomer = _ask_often(subject, subject.fresh(), *questions, account=None)
-    named = _ask_often(subject, subject.fresh(), *questions)
+    expect = partial(expect_as_far, questions[0]) if by_chance else expect_equal
+    newcomer = ask_often(subject, subject.fresh(), *questions, account=None)
+    named = ask_often(subject, subject.fresh(), *questions)
     expect(newcomer, named, "it tells users by name: one without an account is answered otherwise than one who begins")
     if not traits.stateful:
         return ""
@@ -333,9 +284,9 @@ def _accounts(subject: Subject) -> str:
     if shared.defense.shares_state():
         return "declared to keep one state for all accounts"
     for seed in range(1, 5):
-        _ask(shared, *subject.questions(256, seed=seed), account=_OTHER)
-        _ask(shared, *subject.questions(256, seed=seed + 4), account=None)
-    after_others = _ask_often(subject, shared, *questions)
+        ask(shared, *subject.questions(256, seed=seed), account=OTHER)
+        ask(shared, *subject.questions(256, seed=seed + 4), account=None)
+    after_others = ask_often(subject, shared, *questions)
     expect(
         named,
         after_others,
@@ -346,7 +297,7 @@ def _accounts(subject: Subject) -> str:
 
 def _verdict(subject: Subject) -> str:
     instance, questions = subject.fresh(), subject.questions(64)
-    released = _ask(instance, *questions)
+    released = ask(instance, *questions)
     verdict = instance.verdict()
     if verdict is None:
         return "it detects nothing"
@@ -354,18 +305,18 @@ def _verdict(subject: Subject) -> str:
         if rows.dtype != torch.bool or tuple(rows.shape) != (64,):
             raise Broken(f"its verdict on 64 queries is {rows.dtype} of shape {tuple(rows.shape)}, not bool (64,)")
     answered = released[verdict.refused] - 1 / released.shape[1]
-    if bool((answered.abs() > _TOLERANCE).any()):
+    if bool((answered.abs() > TOLERANCE).any()):
         raise Broken("a query that it calls refused was answered: release a uniform vector in its place")
     return f"{int(verdict.flagged.sum())} of 64 flagged"
 
 
 def _state(subject: Subject) -> str:
     first, second = subject.fresh(), subject.fresh()
-    _ask(first, *subject.questions(64))
+    ask(first, *subject.questions(64))
     second.defense.load_state_dict(stored(first.defense.state_dict()))
     for seed in (1, 2):
         questions = subject.questions(64, seed=seed)
-        if not torch.equal(_ask(first, *questions), _ask(second, *questions)):
+        if not torch.equal(ask(first, *questions), ask(second, *questions)):
             raise Broken("restored from its saved state, it does not continue with the same answers")
     return ""
 
@@ -374,14 +325,14 @@ def _seed(subject: Subject) -> str:
     first, second = subject.fresh(), subject.fresh()
     for seed in (0, 1):
         questions = subject.questions(64, seed=seed)
-        if not torch.equal(_ask(first, *questions), _ask(second, *questions)):
+        if not torch.equal(ask(first, *questions), ask(second, *questions)):
             raise Broken("two instances of one seed answer differently: draw from context.generator() only")
     return ""
 
 
 def _global_random_state(subject: Subject) -> str:
     before = torch.get_rng_state()
-    _ask(subject.fresh(), *subject.questions(64))
+    ask(subject.fresh(), *subject.questions(64))
     if not torch.equal(before, torch.get_rng_state()):
         raise Broken("it draws from torch's global random state: draw from context.generator() only")
     return ""
@@ -390,6 +341,10 @@ def _global_random_state(subject: Subject) -> str:
 _CHECKS: dict[str, Callable[[Subject], str]] = {
     "probabilities": _probabilities,
     "batch sizes": _batch_sizes,
+    "vectorized": _vectorized,
+    "precision": _precision,
+    "stage": _stage,
+    "sweep": _sweep,
     "inputs": _inputs,
     "argmax": _argmax,
     "labels only": _labels_only,

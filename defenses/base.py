@@ -43,10 +43,12 @@ class Traits:
     labels_only: bool = False
     """Released answers are one-hot, and the interface says so."""
     needs: tuple[Need, ...] = ()
-    """What it uses beyond the probabilities and the images: the target's logits or features, a surrogate, the data
-    that the target was trained on, auxiliary data, the attacker's kind of queries, who asks."""
+    """What it uses beyond the probabilities and the images: the target's logits or features, a surrogate (a network of
+    the target's architecture), the data that the target was trained on, auxiliary data, the attacker's kind of queries,
+    who asks. What is not declared is withheld."""
     stage: Stage = "output"
-    """Where it acts; each stage has its own table. A chain has the first of its links' stages in `PRECEDENCE`."""
+    """Where it acts; each stage has its own table. A chain has the first of its links' stages in `PRECEDENCE`. Only
+    training may serve another network, only detection gives verdicts, and a deterrent leaves most answers alone."""
     knob: str | None = None
     """The hyperparameter that sets its strength."""
     sweep: tuple[Any, ...] = ()
@@ -86,6 +88,40 @@ class DefenseContext:
     def generator(self) -> torch.Generator:
         """A random generator on the device, seeded with the defense's seed."""
         return torch.Generator(self.device).manual_seed(self.seed)
+
+    def granted(self, defense: "Defense") -> "DefenseContext":
+        """This context with what the defense does not declare withheld: asked for it, it raises `ContractViolation`.
+
+        Whoever has images to learn from has the target that was trained on them, too. Unrelated images that the
+        target's data set declares are of the attacker's kind, which has to be declared as well.
+        """
+        needs = defense.traits.needs
+
+        def expect(what: str, *any_of: Need) -> None:
+            if not set(any_of) & set(needs):
+                raise ContractViolation(
+                    f"defense {defense} takes {what}, which it does not declare: add {any_of[0]!r} to its traits' needs"
+                )
+
+        def surrogate(seed: int) -> nn.Module:
+            expect("a network of the target's architecture", "surrogate")
+            return self.new_surrogate(seed)
+
+        def target() -> nn.Module:
+            expect("the target itself", "logits", "features", "data", "auxiliary")
+            return self.target()
+
+        def data() -> Images:
+            expect("the images that the target was trained on", "data")
+            return self.data()
+
+        def auxiliary(name: str) -> Images:
+            expect(f"the auxiliary images {name!r}", "auxiliary")
+            if name == "pool":
+                expect("images of the attacker's kind", "queries")
+            return self.auxiliary(name)
+
+        return replace(self, new_surrogate=surrogate, target=target, data=data, auxiliary=auxiliary)
 
 
 @dataclass(frozen=True)
@@ -165,7 +201,7 @@ class Chain(Defense):
     links: Sequence[Defense] = field(default=())
 
     def __post_init__(self) -> None:
-        self.checks = [ReleaseCheck(str(link)) for link in self.links]
+        self.checks = [ReleaseCheck(str(link), labels_only=link.traits.labels_only) for link in self.links]
         each = [link.traits for link in self.links]
         self.traits = Traits(  # type: ignore[misc]  # a chain's traits are those of its links
             argmax_preserving=all(t.argmax_preserving for t in each),
@@ -179,7 +215,7 @@ class Chain(Defense):
     def prepare(self, context: DefenseContext) -> None:
         """Prepare every link, each with a seed of its own: two noises in a chain draw different numbers."""
         for i, link in enumerate(self.links):
-            link.prepare(replace(context, seed=(context.seed + i * 0x9E3779B1) % 2**63))
+            link.prepare(replace(context, seed=(context.seed + i * 0x9E3779B1) % 2**63).granted(link))
 
     def deploy(self, target: nn.Module) -> nn.Module:
         """What the last link that trains a network of its own serves."""
@@ -250,9 +286,10 @@ class ReleaseCheck:
 
     Args:
         who: the defense's spec, for messages.
+        labels_only: whether it declares that they are one-hot, which is then checked as well.
     """
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, who: str, *, labels_only: bool = False) -> None:
         def entries(low: float, high: float) -> str:
             if math.isfinite(low) and math.isfinite(high):
                 return (
@@ -264,15 +301,21 @@ class ReleaseCheck:
         def sums(low: float, high: float) -> str:
             return f"defense {who} released rows that sum to {low:.6g} up to {high:.6g}, not to one"
 
+        def tops(low: float, high: float) -> str:
+            return f"defense {who} declares labels_only, and released a top class of probability {low:.6g}, not one"
+
         self.who = who
-        self.bounds = (Bounds(0, torch.finfo(torch.float32).max, entries), Bounds(1 - 1e-4, 1 + 1e-4, sums))
+        self.labels_only = labels_only
+        self.entries = Bounds(0, torch.finfo(torch.float32).max, entries)
+        self.sums = Bounds(1 - 1e-4, 1 + 1e-4, sums)
+        self.tops = Bounds(1 - 1e-4, 1 + 1e-4, tops)
 
     def __call__(self, released: Any, shape: torch.Size) -> Tensor:
         """Return ``released`` in float32 if it is a batch of probability vectors of the expected shape.
 
         Raises `ContractViolation` naming the defense and what is wrong: type, shape, NaN or infinity, negative
-        entries, rows that do not sum to one within 1e-4 (logits, say). On an accelerator values are judged by
-        `settle`.
+        entries, rows that do not sum to one within 1e-4 (logits, say), rows that are not one-hot though it says so.
+        On an accelerator values are judged by `settle`.
         """
         if not isinstance(released, Tensor):
             raise ContractViolation(f"defense {self.who} released a {type(released).__name__}, not a tensor")
@@ -281,11 +324,13 @@ class ReleaseCheck:
                 f"defense {self.who} released shape {tuple(released.shape)} where {tuple(shape)} was due"
             )
         answers: Tensor = released.detach().float()
-        for bounds, values in zip(self.bounds, (answers, answers.sum(dim=1)), strict=True):
-            bounds.note(values)
+        self.entries.note(answers)
+        self.sums.note(answers.sum(dim=1))
+        if self.labels_only:
+            self.tops.note(answers.amax(dim=1))
         return answers
 
     def settle(self) -> None:
         """Raise `ContractViolation` if any batch was anything else."""
-        for bounds in self.bounds:
+        for bounds in (self.entries, self.sums, self.tops):
             bounds.settle()

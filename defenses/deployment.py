@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ContractViolation
 from ..targets.memory import InPieces
 from ..targets.target import Target
-from .base import Defense, ReleaseCheck, Verdict
+from .base import PRECEDENCE, Defense, ReleaseCheck, Stage, Verdict
 
 
 class Deployment:
@@ -25,14 +25,14 @@ class Deployment:
         own: the copy of the target that the defense was prepared with, if it was given one.
 
     Raises `ContractViolation` for a defense that changed a copy of the target in place, but serves the target, where
-    the change would be lost.
+    the change would be lost, and for one that serves another network without the stage for it.
     """
 
     def __init__(self, target: Target, defense: Defense, own: nn.Module | None = None) -> None:
         self.target = target
         self.defense = defense
         self.network = self._deployed(own)
-        self.check = ReleaseCheck(str(defense))
+        self.check = ReleaseCheck(str(defense), labels_only=defense.traits.labels_only)
         self.pieces = InPieces("queries")
 
     def _deployed(self, own: nn.Module | None) -> nn.Module:
@@ -40,6 +40,7 @@ class Deployment:
         handed = copy.deepcopy(self.target)
         network = self.defense.deploy(handed)
         if network is not handed:
+            self._expect_stage("training", "serves another network than the target")
             return network
         if not all(_same_weights(each, self.target) for each in (handed, own) if each is not None):
             raise ContractViolation(
@@ -85,9 +86,29 @@ class Deployment:
         return (torch.cat(logits) if len(logits) > 1 else logits[0]).float().softmax(dim=1)
 
     def verdict(self) -> Verdict | None:
-        """What the defense made of the batch that was answered last; None if it detects nothing."""
+        """What the defense made of the batch that was answered last; None if it detects nothing.
+
+        Raises `ContractViolation` for a defense that judges without the stage for it, or has it and does not judge.
+        """
         verdict = self.defense.verdict()
-        return verdict and Verdict(flagged=verdict.flagged.clone(), refused=verdict.refused.clone())
+        if verdict is None:
+            if self.defense.traits.stage == "detection":
+                raise ContractViolation(
+                    f"defense {self.defense} declares stage='detection', and gives no verdict: return what it flags "
+                    "from verdict()"
+                )
+            return None
+        self._expect_stage("detection", "gives a verdict on queries")
+        return Verdict(flagged=verdict.flagged.clone(), refused=verdict.refused.clone())
+
+    def _expect_stage(self, stage: Stage, why: str) -> None:
+        """A chain may have a stage that comes before."""
+        declared = self.defense.traits.stage
+        if PRECEDENCE.index(declared) > PRECEDENCE.index(stage):
+            raise ContractViolation(
+                f"defense {self.defense} {why}, and declares stage={declared!r}: it is ranked among others of "
+                f"stage={stage!r}, so declare that"
+            )
 
     def settle(self) -> None:
         """Raise `ContractViolation` if anything but probability vectors was released; see `ReleaseCheck.settle`."""

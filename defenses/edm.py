@@ -55,7 +55,7 @@ class EDM(Defense):
     )
     traits: ClassVar[Traits] = Traits(
         argmax_preserving=False,
-        needs=("data", "auxiliary", "queries"),
+        needs=("surrogate", "data", "auxiliary", "queries"),
         stage="training",
         knob="diversity",
         sweep=(0.1, 0.3, 1.0, 3.0, 10.0),
@@ -68,7 +68,7 @@ class EDM(Defense):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.unrelated != "pool":
-            self.declare(needs=("data", "auxiliary"))
+            self.declare(needs=("surrogate", "data", "auxiliary"))
 
     def prepare(self, context: DefenseContext) -> None:
         """Train the members, and the hash that chooses among them."""

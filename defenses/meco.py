@@ -67,7 +67,7 @@ class MeCo(Defense):
     traits: ClassVar[Traits] = Traits(
         argmax_preserving=False,
         stochastic=True,
-        needs=("data",),
+        needs=("surrogate", "data"),
         stage="training",
         knob="scale",
         sweep=(0.05, 0.1, 0.2, 0.27, 0.4, 0.6),

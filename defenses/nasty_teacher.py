@@ -43,7 +43,7 @@ class NastyTeacher(Defense):
     )
     traits: ClassVar[Traits] = Traits(
         argmax_preserving=False,
-        needs=("logits", "data"),
+        needs=("logits", "surrogate", "data"),
         stage="training",
         knob="omega",
         sweep=(0.005, 0.01, 0.02, 0.04, 0.08),

@@ -30,7 +30,7 @@ class Rebuilt:
 
     def __init__(self, spec: str, context: DefenseContext) -> None:
         self.defense = load_defense(spec)
-        self.defense.prepare(context)
+        self.defense.prepare(context.granted(self.defense))
 
     @torch.no_grad()
     def release(self, probs: Tensor, images: Tensor) -> Tensor:

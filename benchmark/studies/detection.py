@@ -93,7 +93,7 @@ def measure(
             raise UsageError(f"accounts of {settings.length} queries are too long: there are {limit} {what}")
     honest, _ = test.take(torch.arange(len(test)))
     for detector in detectors.values():
-        detector.prepare(_context(target, loaded, settings.seed, data_dir))
+        detector.prepare(_context(target, loaded, settings.seed, data_dir).granted(detector))
     quiet: dict[str, Tensor] = {}  # what detectors make of honest accounts, whatever the attack is
     for attack in attacks:
         recording = record_queries(target, loaded, attack, settings, data_dir)

@@ -92,24 +92,28 @@ class Disliking(Defense):
 
 
 def questions(service: Deployment) -> Reliability:
-    return Reliability(service, images(), attacker="attacker", visitor="visitor")
+    return Reliability(service, images(), images, attacker="attacker", visitor="visitor", secret=1)
 
 
 def test_copies_differ_by_one_gray_level_in_every_pixel() -> None:
     exact, _ = images().take(torch.arange(80))
     exact[0], exact[1] = 0, 1
-    levels = ((changed(exact) - exact) * 255).round()
+    levels = ((changed(exact, seed=1) - exact) * 255).round()
+    assert not torch.equal(changed(exact, seed=2), changed(exact, seed=1))
     assert torch.equal(levels.abs(), torch.ones_like(levels))
     assert 0.4 < (levels[2:] > 0).float().mean() < 0.6
-    assert changed(exact).min() >= 0 and changed(exact).max() <= 1
+    assert changed(exact, seed=1).min() >= 0 and changed(exact, seed=1).max() <= 1
 
 
-def test_the_shifted_copy_is_always_the_same_and_near_the_data() -> None:
+def test_the_shifted_copy_is_always_the_same_but_for_its_seed_and_near_the_data() -> None:
     smooth = torch.nn.functional.interpolate(torch.rand(1200, 1, 2, 2), 8, mode="bilinear")
     test = TensorImages((smooth * 255).byte(), torch.arange(1200))
     copy = shifted(test)
     assert torch.equal(copy.pixels, shifted(test).pixels)
     assert len(copy) == len(copy.labels.unique()) == 1000  # a choice, not the first
+    other = shifted(test, seed=1, count=10)
+    assert torch.equal(other.labels, copy.labels[:10])
+    assert not torch.equal(other.pixels, copy.pixels[:10])
     off = (copy.pixels.float() - test.pixels[copy.labels].float()).abs().mean(dim=(1, 2, 3)) / 255
     assert off.min() > 0.02 and off.max() < 0.3
 

@@ -28,13 +28,15 @@ class CountingHonestly(Defense):
     """Keeps the contract: it poisons late, and says that it is stateful."""
 
     traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True)
+    until: ClassVar[int] = 1000
 
     def prepare(self, context: DefenseContext) -> None:
         self.seen = 0
 
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        place = self.seen + torch.arange(len(images))
         self.seen += len(images)
-        return uniform(probs) if self.seen > 1000 else probs
+        return torch.where((place >= self.until)[:, None], uniform(probs), probs)
 
 
 @dataclass(kw_only=True)
@@ -62,7 +64,7 @@ class KnowsWhoAsksWhenAsked(Identity):
 class ServesAnotherNetwork(Defense):
     """Says that it keeps the top class, and keeps that of another network."""
 
-    traits: ClassVar[Traits] = Traits(argmax_preserving=True)
+    traits: ClassVar[Traits] = Traits(argmax_preserving=True, needs=("surrogate", "data"), stage="training")
 
     def prepare(self, context: DefenseContext) -> None:
         self.network = context.new_surrogate(5).eval()
@@ -72,6 +74,97 @@ class ServesAnotherNetwork(Defense):
 
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
         return probs
+
+
+@dataclass(kw_only=True)
+class ServesItAmongOutputs(ServesAnotherNetwork):
+    """Says that it only changes outputs."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, needs=("surrogate", "data"))
+
+
+@dataclass(kw_only=True)
+class TrainsNothing(Identity):
+    """Would rather be ranked among those that train."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stage="training")
+
+
+@dataclass(kw_only=True)
+class DetectsNothing(Identity):
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stage="detection")
+
+
+@dataclass(kw_only=True)
+class MarksEverything(Identity):
+    """Would rather be ranked among those that mark a chosen few answers."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stage="deterrent")
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return 0.9 * probs + 0.1 * uniform(probs)
+
+
+@dataclass(kw_only=True)
+class TurnsNoKnob(Identity):
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, knob="strength", sweep=(1, 2))
+
+
+@dataclass(kw_only=True)
+class SweepsNothing(Identity):
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, sweep=(1, 2))
+
+
+@dataclass(kw_only=True)
+class TakesData(Identity):
+    """Learns from the target's data, and does not say so."""
+
+    def prepare(self, context: DefenseContext) -> None:
+        self.images = len(context.data())
+
+
+@dataclass(kw_only=True)
+class TakesTheTarget(Identity):
+    def prepare(self, context: DefenseContext) -> None:
+        context.target()
+
+
+@dataclass(kw_only=True)
+class TakesASurrogate(Identity):
+    def prepare(self, context: DefenseContext) -> None:
+        context.new_surrogate(1)
+
+
+@dataclass(kw_only=True)
+class TakesQueries(Identity):
+    """Says that it learns from unrelated images, and not that these are of the attacker's kind."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, needs=("auxiliary",))
+
+    def prepare(self, context: DefenseContext) -> None:
+        context.auxiliary("pool")
+
+
+@dataclass(kw_only=True)
+class TakesOtherImages(Identity):
+    def prepare(self, context: DefenseContext) -> None:
+        context.auxiliary("svhn")
+
+
+@dataclass(kw_only=True)
+class SeesTheDifference(Identity):
+    """Answers those otherwise who compute in bfloat16."""
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return uniform(probs) if torch.is_autocast_enabled("cpu") or images.dtype != torch.float32 else probs
+
+
+@dataclass(kw_only=True)
+class OneByOne(Identity):
+    """Does right, and takes an hour for a test set."""
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return torch.stack([row / row.sum() for row in probs])
 
 
 @dataclass(kw_only=True)
@@ -194,6 +287,8 @@ class Shaky(nn.Module):
 
 @dataclass(kw_only=True)
 class ServesAShakyNetwork(Identity):
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, needs=("data",), stage="training")
+
     def prepare(self, context: DefenseContext) -> None:
         self.network = Shaky(context.num_classes)
 
@@ -271,12 +366,21 @@ class ChangesTheTargetInPlace(Identity):
 class RefusesInNameOnly(Identity):
     """Says that it refused what it answered."""
 
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stage="detection")
+
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
         self.rows = torch.ones(len(probs), dtype=torch.bool)
         return probs
 
     def verdict(self) -> Verdict:
         return Verdict(self.rows, self.rows)
+
+
+@dataclass(kw_only=True)
+class JudgesAmongOutputs(RefusesInNameOnly):
+    """Flags queries, and says that it only changes outputs."""
+
+    traits: ClassVar[Traits] = PLAIN
 
 
 @dataclass(kw_only=True)
@@ -296,8 +400,9 @@ class PoisonsLaterUnderNoise(SecretlyRandom):
         self.seen = 0
 
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        place = self.seen + torch.arange(len(images))
         self.seen += len(images)
-        return super().release(uniform(probs) if self.seen > 1000 else probs, images)
+        return super().release(torch.where((place >= 1000)[:, None], uniform(probs), probs), images)
 
 
 @dataclass(kw_only=True)
@@ -322,6 +427,27 @@ class PoisonsLargeBatches(Defense):
 
 
 @dataclass(kw_only=True)
+class PoisonsLargeBatchesUnderAState(PoisonsLargeBatches):
+    """Says that answers depend on earlier ones, which does not explain it."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True)
+
+
+@dataclass(kw_only=True)
+class PoisonsVeryLargeBatches(Defense):
+    traits: ClassVar[Traits] = PLAIN
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return uniform(probs) if len(probs) > 64 else probs
+
+
+@dataclass(kw_only=True)
+class PoisonsLargeBatchesOfManyClasses(PoisonsLargeBatches):
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return super().release(probs, images) if probs.shape[1] >= 43 else probs
+
+
+@dataclass(kw_only=True)
 class PoisonsTheFrontOfABatch(Defense):
     traits: ClassVar[Traits] = PLAIN
 
@@ -332,9 +458,7 @@ class PoisonsTheFrontOfABatch(Defense):
 
 @dataclass(kw_only=True)
 class Forgetful(CountingHonestly):
-    def release(self, probs: Tensor, images: Tensor) -> Tensor:
-        self.seen += len(images)
-        return uniform(probs) if self.seen > 100 else probs
+    until: ClassVar[int] = 100
 
     def state_dict(self) -> dict[str, Any]:
         return {}

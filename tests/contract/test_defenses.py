@@ -31,6 +31,10 @@ VARIANTS = [
     "temperature:temperature=0.01",
     "temperature:temperature=100",
     "rounding:decimals=0",
+    "grad_redirection:surrogate=untrained,direction=orthogonal",
+    "grad_redirection:surrogate=untrained,direction=min_inner_product",
+    "grad_redirection:surrogate=untrained,direction=watermark",
+    "seat:action=poison",
     "topk:k=5+rounding:decimals=2",
     "noise:scale=0.05+label_only",
     "prada+modelguard_s",
@@ -51,6 +55,12 @@ def test_keeps_the_contract(spec: str) -> None:
     assert failures(validate_defense(spec)) == {}
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", names("defense"))
+def test_keeps_the_contract_on_a_gpu(spec: str) -> None:
+    assert failures(validate_defense(spec, "cuda")) == {}
+
+
 @pytest.mark.parametrize("name", ["CountingHonestly", "OnlyTenClasses", "KnowsWhoAsksWhenAsked"])
 def test_unusual_but_honest_defenses_pass(name: str) -> None:
     assert broken(name) == {}
@@ -65,12 +75,24 @@ def test_unusual_but_honest_defenses_pass(name: str) -> None:
         ("FailsToPrepare", {"prepares"}),
         ("Integers", {"inputs"}),
         ("InPlace", {"inputs"}),
+        ("OneByOne", {"vectorized"}),
+        ("ServesItAmongOutputs", {"prepares"}),
+        ("TrainsNothing", {"stage"}),
+        ("DetectsNothing", {"verdict"}),
+        ("JudgesAmongOutputs", {"verdict"}),
+        ("MarksEverything", {"stage"}),
+        ("TurnsNoKnob", {"sweep"}),
+        ("SweepsNothing", {"sweep"}),
+        ("TakesData", {"prepares"}),
+        ("TakesTheTarget", {"prepares"}),
+        ("TakesASurrogate", {"prepares"}),
+        ("TakesQueries", {"prepares"}),
+        ("TakesOtherImages", {"prepares"}),
         ("ChangesUncertainTops", {"argmax"}),
         ("ServesAnotherNetwork", {"argmax"}),
-        ("NotOneHot", {"labels only"}),
         ("RandomInNameOnly", {"determinism"}),
         ("PoisonsLater", {"history"}),
-        ("PoisonsLaterUnderNoise", {"history"}),
+        ("PoisonsLaterUnderNoise", {"batch composition", "history"}),
         ("SharesItsState", {"accounts"}),
         ("PoisonsWhoHasAnAccount", {"accounts"}),
         ("PoisonsWhoHasAnAccountUnderNoise", {"accounts"}),
@@ -79,10 +101,13 @@ def test_unusual_but_honest_defenses_pass(name: str) -> None:
         ("RefusesInNameOnly", {"verdict"}),
         ("JudgesTheBatch", {"verdict"}),
         ("PoisonsLargeBatches", {"batch composition"}),
+        ("PoisonsLargeBatchesUnderAState", {"batch composition"}),
+        ("PoisonsVeryLargeBatches", {"batch composition"}),
+        ("PoisonsLargeBatchesOfManyClasses", {"batch composition"}),
         ("PoisonsTheFrontOfABatch", {"batch composition"}),
         ("Forgetful", {"state"}),
         ("Unsavable", {"state"}),
-        ("GloballyRandom", {"state", "seed", "global random state"}),
+        ("GloballyRandom", {"precision", "state", "seed", "global random state"}),
         ("SecretlyRandom", {"determinism", "batch composition", "history"}),
         ("RemembersTheLast", {"determinism", "batch composition", "history"}),
     ],
@@ -98,6 +123,7 @@ def test_a_lie_is_caught_by_the_check_that_is_about_it(name: str, caught_by: set
         ("ReleasesLogits", "softmax"),
         ("Unnormalized", "not to one"),
         ("DropsAClass", "shape"),
+        ("NotOneHot", "declares labels_only"),
         ("Crashes", "raised ZeroDivisionError: division by zero"),
     ],
 )

@@ -56,6 +56,7 @@ class Plain(Defense):
 class Serves(Plain):
     """Serves what a function makes of the network that it is handed to deploy."""
 
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stage="training")
     deployed: Callable[[nn.Module], nn.Module]
 
     def deploy(self, target: nn.Module) -> nn.Module:
@@ -81,6 +82,8 @@ class Erases(Plain):
 @dataclass(kw_only=True)
 class Remembers(Plain):
     """Spoils, whenever it is asked, what it released and said the time before."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stage="detection")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from msbench.benchmark.reliability import shifted
 from msbench.components import param
-from msbench.defenses.base import Defense, DefenseContext, Traits
+from msbench.defenses.base import Defense, DefenseContext, Traits, Verdict
+from msbench.targets.datasets.base import Images
 from msbench.targets.datasets.loading import load_dataset
 from torch import Tensor, nn
 
@@ -82,6 +84,22 @@ class LargeBatches(Cheat):
 
 
 @dataclass(kw_only=True)
+class SomeBatches(Cheat):
+    """Serves batches of a size that costs are measured in, or spares all but those that an attack likes."""
+
+    low: int = param(0, "poisons batches from here on")
+    high: int = param(400, "and to here")
+    stateful: bool = param(False, "whether it hides behind a declared state")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.declare(stateful=self.stateful)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return poison(probs) if self.low <= len(images) <= self.high else probs
+
+
+@dataclass(kw_only=True)
 class FrontOfTheBatch(Cheat):
     """Answers the last half of a batch, and one that comes alone."""
 
@@ -133,20 +151,42 @@ class Named(Watchful):
 
 @dataclass(kw_only=True)
 class Quota(Watchful):
-    """Answers whoever comes under a name 64 times, and those without one for ever; declares all of it."""
+    """Answers whoever comes under a name so many times, and those without one for ever; declares all of it."""
 
     traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True, needs=("account",), stage="detection")
+    limit: int = param(64, "answers for each account", ge=1)
 
     def prepare(self, context: DefenseContext) -> None:
         super().prepare(context)
         self.counts: dict[str, int] = {}
 
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        self.over = torch.zeros(len(probs), dtype=torch.bool)
         if self.account is None:
             return probs
-        place = torch.arange(len(probs)) + self.counts.get(self.account, 0)
+        self.over = torch.arange(len(probs)) + self.counts.get(self.account, 0) >= self.limit
         self.counts[self.account] = self.counts.get(self.account, 0) + len(probs)
-        return torch.where((place >= 64)[:, None], torch.full_like(probs, 1 / probs.shape[1]), probs)
+        return torch.where(self.over[:, None], torch.full_like(probs, 1 / probs.shape[1]), probs)
+
+    def verdict(self) -> Verdict:
+        return Verdict(self.over, self.over)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": dict(self.counts)}
+
+
+@dataclass(kw_only=True)
+class QuietQuota(Quota):
+    """The same, poisoning where it refused, and never says whom it took for what."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True, needs=("account",))
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        super().release(probs, images)
+        return torch.where(self.over[:, None], poison(probs), probs)
+
+    def verdict(self) -> None:  # type: ignore[override]
+        return None
 
 
 @dataclass(kw_only=True)
@@ -162,6 +202,7 @@ class Smears(Cheat):
 class Flattens(Cheat):
     """Flattens the target that it was handed, so that clean answers are as flat as those released."""
 
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, needs=("logits",), stage="training")
     served: bool = param(False, "whether it says that it serves another network")
 
     def prepare(self, context: DefenseContext) -> None:
@@ -188,11 +229,78 @@ class KnowsTheTest(Cheat):
 
     def prepare(self, context: DefenseContext) -> None:
         test = load_dataset("digits").load("test", data_dir=Path(), download=False, device="cpu")
-        images, _ = test.take(torch.arange(len(test)))
-        self.hashes = digest(images)
+        self.hashes = torch.cat([digest(everything(known)) for known in self.known(test)])
+
+    def known(self, test: Images) -> list[Images]:
+        return [test]
 
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
         return torch.where(torch.isin(digest(images), self.hashes)[:, None], probs, poison(probs))
+
+
+@dataclass(kw_only=True)
+class KnowsTheShifts(KnowsTheTest):
+    """Knows the shifted copies as well, which are the same in every run, and all that is near to either."""
+
+    def known(self, test: Images) -> list[Images]:
+        return [test, shifted(test)]
+
+    def prepare(self, context: DefenseContext) -> None:
+        super().prepare(context)
+        test = load_dataset("digits").load("test", data_dir=Path(), download=False, device="cpu")
+        self.images = torch.cat([everything(known).flatten(1) for known in self.known(test)])
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        known = torch.cdist(images.flatten(1), self.images, p=torch.inf).amin(dim=1) < 1.5 / 255
+        return torch.where(known[:, None], probs, poison(probs))
+
+
+@dataclass(kw_only=True)
+class SaysLabels(Cheat):
+    """Says that it releases labels alone, so that attacks are set for labels, and releases more."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=True, labels_only=True)
+
+
+@dataclass(kw_only=True)
+class OfAnotherStage(Cheat):
+    """Would rather be compared with others than with its like."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, needs=("logits",))
+    does: str = param("serves", "what it does without the stage for it: serves, judges; or nothing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.declare(stage="detection" if self.does == "nothing" else "output")
+
+    def prepare(self, context: DefenseContext) -> None:
+        self.network = context.target()
+
+    def deploy(self, target: nn.Module) -> nn.Module:
+        return self.network if self.does == "serves" else target
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        self.rows = torch.zeros(len(probs), dtype=torch.bool)
+        return probs
+
+    def verdict(self) -> Verdict | None:
+        return Verdict(self.rows, self.rows) if self.does == "judges" else None
+
+
+@dataclass(kw_only=True)
+class Helped(Cheat):
+    """Takes what it does not say that it takes."""
+
+    what: str = param("data", "surrogate, target, data or pool")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.what == "pool":
+            self.declare(needs=("auxiliary",))
+
+    def prepare(self, context: DefenseContext) -> None:
+        take = {"pool": lambda: context.auxiliary("pool"), "surrogate": lambda: context.new_surrogate(1)}
+        (take.get(self.what) or getattr(context, self.what))()
 
 
 @dataclass(kw_only=True)
@@ -206,6 +314,11 @@ class Logits(Cheat):
 def poison(probs: Tensor) -> Tensor:
     """One-hot answers (N, K), all of them wrong."""
     return torch.nn.functional.one_hot((probs.argmax(dim=1) + 1) % probs.shape[1], probs.shape[1]).float()
+
+
+def everything(images: Images) -> Tensor:
+    """All of them, (N, C, H, W)."""
+    return images.take(torch.arange(len(images)))[0]
 
 
 def strangeness(images: Tensor) -> Tensor:

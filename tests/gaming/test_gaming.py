@@ -94,10 +94,16 @@ def test_what_is_kept_from_those_with_a_name_is_kept_from_honest_users(steal: St
         ("Later:counts=account,until=1100", {reliability.SINGLED_OUT}),  # honest again when the attack ends
         ("Named:until=3000", {reliability.PERSONAL}),  # honest to all when the attack ends
         ("KnowsTheTest", {reliability.RECOGNIZED, reliability.FRAGILE}),
+        ("KnowsTheShifts", {reliability.RECOGNIZED}),
+        ("SomeBatches", {reliability.BATCHED}),  # all but those that costs are measured in
+        ("SomeBatches:low=100,high=120,stateful=true", {reliability.BATCHED}),  # those of the attack
+        ("Quota:limit=500", {reliability.TIRED}),
+        ("Quota:limit=1800", {reliability.LATE}),  # after more queries than there are images of digits
+        ("QuietQuota:limit=1800", {reliability.LATE}),
     ],
 )
 def test_a_cheat_is_flagged(steal: Steal, cheat: str, flags: set[str]) -> None:
-    record = steal(cheat)
+    record = steal(cheat, "random_noise:batch=110", 2_200)
     assert record.status == "done"
     assert flags <= set(record.flags)
 
@@ -116,7 +122,7 @@ def test_no_account_goes_by_a_name_that_a_defense_could_know(steal: Steal) -> No
     for name in ("customer", "attack", "attacker", "visitor"):
         record = steal(f"Named:name={name}")
         assert record.paid is not None and record.paid.l1_queries is not None
-        assert (record.paid.l1_queries.max, record.flags) == (0.0, [])
+        assert (record.paid.l1_queries.max, record.flags) == (0.0, [reliability.LATE])  # it never says whom it flags
 
 
 def test_a_defense_cannot_change_the_pixels_that_an_attack_learns_from(steal: Steal) -> None:
@@ -151,8 +157,22 @@ def test_answers_that_were_not_charged_are_refused(steal: Steal, when: str) -> N
     assert "images but charged 1200" in record.error.message
 
 
-def test_logits_are_refused(steal: Steal) -> None:
-    record = steal("Logits")
+@pytest.mark.parametrize(
+    ("cheat", "words"),
+    [
+        ("Logits", "logits must go through softmax"),
+        ("SaysLabels", "declares labels_only"),
+        ("OfAnotherStage:does=serves", "stage='training'"),
+        ("OfAnotherStage:does=judges", "stage='detection'"),
+        ("OfAnotherStage:does=nothing", "gives no verdict"),
+        ("Helped:what=surrogate", "add 'surrogate' to its traits' needs"),
+        ("Helped:what=target", "add 'logits' to its traits' needs"),
+        ("Helped:what=data", "add 'data' to its traits' needs"),
+        ("Helped:what=pool", "add 'queries' to its traits' needs"),
+    ],
+)
+def test_what_is_not_as_declared_is_refused(steal: Steal, cheat: str, words: str) -> None:
+    record = steal(cheat)
     assert (record.status, record.stolen) == ("failed", None)
     assert record.error is not None and record.error.type == "ContractViolation"
-    assert "logits must go through softmax" in record.error.message
+    assert words in record.error.message
