@@ -2,7 +2,8 @@
 
 Each detector gives every query a degree of suspicion, computed from it and from what its account asked before; a
 query above the limit is flagged. What accounts keep is bounded: each detector says how much one keeps, and no more
-than `ACCOUNTS` are remembered. An account that comes back after so many others begins anew.
+than `ACCOUNTS` are remembered. An account that comes back after so many others begins anew: who asks under that many
+names is forgotten, and what limits this is how hard new accounts are to get.
 """
 
 import math

@@ -4,12 +4,14 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ..components import Paper, param
 from ..targets.datasets.base import Images
@@ -23,6 +25,8 @@ _SMALLEST = 1e-30
 """The smallest squared length of a step that is divided by; below it a surrogate agrees with y, and nothing is cut."""
 
 Weights = dict[str, Tensor]
+_duals: Any = forward_ad
+"""Torch's numbers with a derivative; their functions are untyped."""
 
 
 @dataclass(kw_only=True)
@@ -168,8 +172,10 @@ class GradientRedirection(Defense):
         """The derivative of every log p_k along the direction, (N, K), for images and the target's answers (N, K)."""
         weights = dict(self.network.named_parameters())
         if self.direction in ("all_ones", "watermark"):
-            along: Tensor = jvp(self._logs(images), (weights,), (self.towards,))[1]
-            return along
+            with _duals.dual_level(), _FirstConvolution():
+                moving = {name: _duals.make_dual(weight, self.towards[name]) for name, weight in weights.items()}
+                shared: Tensor = _duals.unpack_dual(self._logs(images)(moving)).tangent
+            return shared
 
         def own(image: Tensor, answer: Tensor) -> Tensor:
             logs = self._logs(image.unsqueeze(0))
@@ -180,6 +186,24 @@ class GradientRedirection(Defense):
         size = sum(weight.numel() for weight in weights.values())
         each: Tensor = vmap(own, chunk_size=max(1, _AT_ONCE // size))(images, probs)
         return each
+
+
+class _FirstConvolution(TorchFunctionMode):
+    """The derivative of a convolution of images that stay as they are, along a change of its weights.
+
+    Torch adds the convolution of the images' own change, which is zeros and takes as long. Forward passes are all that
+    an answer costs, so that a quarter of it is saved on small networks; the numbers are the same, bit for bit.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.conv2d or kwargs or len(args) < 3:
+            return func(*args, **(kwargs or {}))
+        images, weight, bias, *geometry = args
+        value, slope = _duals.unpack_dual(weight)
+        if _duals.unpack_dual(images).tangent is not None or slope is None:
+            return func(*args)
+        start, drift = (None, None) if bias is None else _duals.unpack_dual(bias)
+        return _duals.make_dual(func(images, value, start, *geometry), func(images, slope, drift, *geometry))
 
 
 def _inner(a: Weights, b: Weights) -> Tensor:

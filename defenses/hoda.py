@@ -51,7 +51,8 @@ class HODA(Detector):
         knob="false_positives",
         sweep=(0.001, 0.003, 0.01, 0.03, 0.1),
         preserves="Answers to accounts whose queries are as hard as the data.",
-        weakness="Benign padding dilutes the histogram; an account that stops short of the first full one is not seen.",
+        weakness="Benign padding dilutes the histogram; an account that stops short of the first full one is not seen. "
+        "At most 64 accounts are remembered: who asks under 64 others meanwhile is forgotten, and begins anew.",
     )
 
     def prepare(self, context: DefenseContext) -> None:

@@ -68,7 +68,9 @@ class ModelGuardS(Defense):
         """The first near centroid for each of ``probs`` (N, K), or the answer itself.
 
         Each round appends, in every class with room, the first answer that nothing is near to, and gives it to all
-        later ones that it is near to. There are as many rounds as the class with most of them has new centroids.
+        later ones that it is near to. There are as many rounds as the class with most of them has new centroids: which
+        answers become centroids depends on those before them, and to decide all at once would take the distances
+        between all pairs, N times as many as a round's.
         """
         tops = probs.argmax(dim=1)
         released, waiting = self._from_lists(probs, tops)

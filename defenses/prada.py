@@ -14,6 +14,8 @@ from .detection import Account, Detector
 
 _CHUNK = 256
 """Queries whose distances from each other are computed at once."""
+_IMAGES = 10_000
+"""Images kept of an account in all, shared out evenly among the classes: 31 MB of 28x28 pixels."""
 
 
 @dataclass(kw_only=True)
@@ -29,13 +31,15 @@ class PRADA(Detector):
 
     Juuti et al. (EuroS&P 2019). As in their released code, a class is pooled from ten distances on, tests are made
     at every tenth query, and delta is 0.9; the paper chooses delta for each data set. Deviations, which bound what
-    is kept: a class's set takes no more than ``members`` images, and the newest ``window`` distances are tested.
+    is kept: a class's set takes no more than ``members`` images, from 51 classes on fewer, so that an account's are
+    10,000 in all (31 MB of 28x28 pixels; at most 64 accounts are remembered, which makes 2 GB), and the newest
+    ``window`` distances are tested.
     Their code answers a flagged query with the three largest probabilities shuffled at random; here that is the
     action ``poison``, which makes them change places in a ring.
     """
 
     delta: float = param(0.9, "the W under which an account is flagged", gt=0, lt=1)
-    members: int = param(200, "images kept for each class of an account", ge=1)
+    members: int = param(200, "images kept for each class of an account, at most", ge=1)
     window: int = param(5000, "distances kept for an account, which are tested", ge=101, le=5000)
 
     paper: ClassVar[Paper | None] = Paper(
@@ -54,7 +58,8 @@ class PRADA(Detector):
         knob="delta",
         sweep=(0.8, 0.85, 0.9, 0.95, 0.98),
         preserves="Answers to accounts whose queries are spread like natural images.",
-        weakness="Natural images, whatever they show, pass; so does a budget split over accounts, or benign padding.",
+        weakness="Natural images, whatever they show, pass; so does a budget split over accounts, or benign padding. "
+        "At most 64 accounts are remembered: who asks under 64 others meanwhile is forgotten, and begins anew.",
     )
 
     def prepare(self, context: DefenseContext) -> None:
@@ -64,6 +69,11 @@ class PRADA(Detector):
         self.num_classes = context.num_classes
         self.pixels = context.image_shape[0] * context.image_shape[1] * context.image_shape[2]
         self.device = str(context.device)
+
+    @property
+    def room(self) -> int:
+        """The images that a class's set takes."""
+        return min(self.members, max(1, _IMAGES // self.num_classes))
 
     def newcomer(self) -> Account:
         """Empty sets; the thresholds are 0."""
@@ -96,32 +106,26 @@ class PRADA(Detector):
     def _grow(self, pixels: Tensor, classes: Tensor, account: Account) -> Tensor:
         """Add queries to the sets, in order; returns their nearest distances (N,), NaN for the first of a class.
 
-        What a query meets depends on which of those before it were accepted, but only within its class: the r-th
-        queries of all classes are decided together, for r = 1, 2, …
+        Whether one is accepted depends on which of those before it were, so that this is sequential by definition. It
+        is decided for all at once, and again under what was decided, until nothing changes: each pass settles at
+        least one more query for good, and in practice many.
         """
         before = _nearest(pixels, classes, account["set"], account["set_classes"])
         between = torch.cdist(pixels, pixels, compute_mode="donot_use_mm_for_euclid_dist").double()
-        between = between.masked_fill(classes[:, None] != classes, torch.inf)
-        nearest = torch.full_like(before, torch.nan)
+        earlier = (classes[:, None] == classes).tril(-1)
+        present, own = torch.unique(classes, return_inverse=True)
         accepted = torch.zeros_like(classes, dtype=torch.bool)
-        for turn in _turns(classes):
-            own = classes[turn]
-            found = torch.minimum(before[turn], between[turn].masked_fill(~accepted, torch.inf).amin(dim=1))
-            count = account["count"][own]
-            first = count == 0
-            accept = first | ((found > account["threshold"][own]) & (count < self.members))
-            nearest[turn] = torch.where(first, torch.nan, found)
-            accepted[turn] = accept
-            step = torch.where(accept & ~first, found, 0.0)
-            account["count"][own] += accept.double()
-            account["sum"][own] += step
-            account["squares"][own] += step.square()
-            mean = account["sum"][own] / account["count"][own]
-            deviation = (account["squares"][own] / account["count"][own] - mean.square()).clamp_min(0).sqrt()
-            account["threshold"][own] = torch.maximum(account["threshold"][own], mean - deviation)
+        while True:
+            found = torch.minimum(before, between.masked_fill(~(earlier & accepted), torch.inf).amin(dim=1))
+            ledger = _Ledger(account, present, own, found, accepted)
+            accept = ledger.first | ((found > ledger.threshold) & (ledger.count < self.room))
+            if torch.equal(accept, accepted):
+                break
+            accepted = accept
+        account |= ledger.closed(account, present)
         account["set"] = torch.cat([account["set"], pixels[accepted]])
         account["set_classes"] = torch.cat([account["set_classes"], classes[accepted]])
-        return nearest
+        return torch.where(ledger.first, torch.nan, found)
 
     def _test(self, nearest: Tensor, classes: Tensor, account: Account) -> Tensor:
         """Suspicions (N,) after each query, given the nearest distances (N,) on the CPU."""
@@ -131,6 +135,7 @@ class PRADA(Detector):
         known_after = len(account["distances"]) + kept.long().cumsum(0)
         suspicions = torch.full((len(nearest),), account["suspicion"], dtype=torch.float64)
         first_test = -(account["asked"] + 1) % 10
+        # One at a time, as scipy takes them, each of a sample of its own length: of 256 queries there are 26 at most.
         for place in range(first_test, len(nearest), 10):
             known = int(known_after[place])
             sample = slice(max(0, known - self.window), known)
@@ -168,11 +173,38 @@ def _nearest(pixels: Tensor, classes: Tensor, members: Tensor, member_classes: T
     return torch.where(found.isinf(), torch.inf, exact)
 
 
-def _turns(classes: Tensor) -> list[Tensor]:
-    """The places of the first queries of all classes, of the second ones, and so on; together all of (N,)."""
-    order = classes.argsort(stable=True)
-    sizes = torch.bincount(classes)
-    starts = (sizes.cumsum(0) - sizes)[classes[order]]
-    rank = torch.arange(len(classes), device=classes.device) - starts
-    by_rank = order[rank.argsort(stable=True)]
-    return list(torch.split(by_rank, torch.bincount(rank).tolist()))
+class _Ledger:
+    """What is known of the classes before each of N queries, if those in ``accepted`` joined the sets.
+
+    Args:
+        account: what was kept of who asks.
+        present: the classes (C,) that the queries are of.
+        own: the place (N,) of each query's class among them.
+        found: distances (N,) from the nearest of the set.
+        accepted: bool (N,).
+    """
+
+    def __init__(self, account: Account, present: Tensor, own: Tensor, found: Tensor, accepted: Tensor) -> None:
+        ours = own == torch.arange(len(present), device=own.device)[:, None]
+        place = torch.arange(len(own), device=own.device)
+
+        def running(name: str, gains: Tensor) -> Tensor:
+            # The same sums in the same order as query by query: what others add to a class is zero.
+            return torch.cat([account[name][present, None], torch.where(ours, gains, 0.0)], dim=1).cumsum(dim=1)
+
+        count = running("count", accepted.double())
+        self.count = count[own, place]
+        self.first = self.count == 0
+        steps = torch.where(accepted & ~self.first, found, 0.0)
+        total, squares = running("sum", steps), running("squares", steps.square())
+        mean = total / count
+        spread = (squares / count - mean.square()).clamp_min(0).sqrt()
+        limits = torch.where(count > 0, mean - spread, 0.0)
+        limits[:, 0] = account["threshold"][present]
+        highest = limits.cummax(dim=1).values
+        self.threshold = highest[own, place]
+        self._last = {"count": count, "sum": total, "squares": squares, "threshold": highest}
+
+    def closed(self, account: Account, present: Tensor) -> Account:
+        """The account's numbers of all classes after the last query."""
+        return {name: account[name].index_copy(0, present, after[:, -1]) for name, after in self._last.items()}

@@ -66,7 +66,8 @@ class SEAT(Detector):
         preserves="Answers to accounts whose queries differ from each other.",
         weakness="Queries that are never repeated nor perturbed, such as a pool's, pass; so do many accounts. With N "
         "images held out to fit the limit, all rates below 3 / (N + 1) are one (0.011 on digits), and honest accounts "
-        "that ask more than N times can have more pairs than the rate says.",
+        "that ask more than N times can have more pairs than the rate says. At most 64 accounts are remembered: who "
+        "asks under 64 others meanwhile is forgotten, pairs and all.",
     )
 
     def prepare(self, context: DefenseContext) -> None:

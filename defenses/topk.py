@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..components import param
+from ..components import Paper, param
 from ..errors import BadParameter
 from .base import Defense, DefenseContext, Traits
 
@@ -25,6 +25,14 @@ class TopK(Defense):
 
     k: int = param(3, "how many classes keep their probability", ge=1)
 
+    paper: ClassVar[Paper | None] = Paper(
+        key="orekondy2020prediction",
+        title="Prediction Poisoning: Towards Defenses Against DNN Model Stealing Attacks",
+        authors="Orekondy, Tribhuvanesh and Schiele, Bernt and Fritz, Mario",
+        year=2020,
+        venue="International Conference on Learning Representations",
+        arxiv="1906.10908",
+    )
     traits: ClassVar[Traits] = Traits(
         argmax_preserving=True,
         knob="k",

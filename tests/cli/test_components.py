@@ -1,10 +1,13 @@
 """``list``, ``show``, ``cite``, ``validate`` and ``info``."""
 
+import dataclasses
+import inspect
 import json
 
 import pytest
 from msbench import PROTOCOL
-from msbench.components import names
+from msbench.benchmark.cli.wording import plain
+from msbench.components import load, names
 
 DEFENSE = '''
 from dataclasses import dataclass
@@ -104,6 +107,33 @@ def test_show_of_everything(call):
         for name in names(kind):
             result = call("show", kind, name)
             assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", names("defense"))
+def test_a_defense_s_card_holds_all_that_one_chooses_by(call, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "400")  # each parameter in one line
+    card = call("show", "defense", name).stdout
+    defense = load("defense", name)
+    assert inspect.getdoc(type(defense)) in card
+    said = [line.strip() for line in card.splitlines()]
+    traits = defense.traits
+    assert f"What stays useful: {traits.preserves}" in said
+    assert traits.preserves
+    if name != "none":  # there is no way around the control
+        assert f"How to get around it: {traits.weakness}" in said
+        assert traits.weakness
+    if traits.knob:
+        assert any(line.startswith(f"Strength: {traits.knob}, ") for line in said)
+    *_, table = card.rpartition("\nparameter ")
+    for field in dataclasses.fields(defense):
+        (row,) = [line for line in table.splitlines() if line.startswith(f"{field.name} ")]
+        assert field.metadata["doc"] in row
+        assert all(f"{sign} {bound}" in row for sign, bound in field.metadata["bounds"].items())
+    if name in ("none", "noise", "temperature"):  # controls and a baseline, which no paper proposes
+        assert defense.paper is None
+    else:
+        assert plain(defense.paper.title) in card
+        assert f"{defense.paper.year}" in card.partition("\nPaper\n")[2]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from msbench.defenses.rebuilt import withheld
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, eye_array, hstack, vstack
 from torch import Tensor, nn
+from torch.func import jvp
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Make = Callable[..., DefenseContext]
 Draw = Callable[..., Tensor]
@@ -115,6 +118,35 @@ def test_the_watermark_teaches_one_image_one_label(context: Make) -> None:
     network = defense.network.requires_grad_(True)
     lessons = torch.cat([jacobian(network, image) for image in pixels])
     assert int((lessons - towards).abs().amax(dim=1).lt(1e-5).sum()) == 1
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.convolution.default
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+def test_no_zeros_are_convolved(bias: bool, context: Make, answers: Draw, images: Draw) -> None:
+    """The first convolution's images have no derivative, so that it takes two and the second one three."""
+    defense = GradientRedirection(surrogate="untrained")
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=bias), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(16, 5)
+    )
+    defense.prepare(replace(context(5), new_surrogate=lambda _: network))
+    asked, weights = images(20), dict(network.named_parameters())
+    expected = jvp(defense._logs(asked), (weights,), (defense.towards,))[1]
+    with Convolutions() as counted:
+        worth = defense.worth(asked, answers(20, 5))
+    assert torch.equal(worth, expected)
+    assert counted.count == 5
 
 
 @pytest.mark.parametrize("direction", ["min_inner_product", "orthogonal"])

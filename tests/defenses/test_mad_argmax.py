@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msbench.defenses.base import DefenseContext
-from msbench.defenses.mad_argmax import MADArgmax, furthest_set, most_deviating_set
+from msbench.defenses.mad_argmax import MADArgmax, _Turn, furthest_set, most_deviating_set
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,6 +66,34 @@ def test_the_search_is_as_good_as_enumeration(spread: float, short: float, scale
     answers, surrogate = draw(7, 13, spread, scale)
     best = torch.stack([turned(candidates(y), y, p).max() for y, p in zip(answers, surrogate, strict=True)])
     assert float((best - attained(answers, surrogate)).max()) <= short
+
+
+def by_all_rounds(answers: Tensor, surrogate: Tensor) -> Tensor:
+    """What the search finds if it tries every move on every row, whether or not the one before helped."""
+    turn = _Turn(answers, surrogate)
+    chosen, best = turn.prefix(torch.zeros_like(turn.level))
+    for move in [turn.another_prefix] * 3 + [turn.flip] * 8:
+        found, value = move(chosen)
+        chosen, best = torch.where(value < best, found, chosen), torch.minimum(value, best)
+    return chosen
+
+
+@pytest.mark.parametrize("num_classes", [11, 43, 100])
+def test_rows_that_get_no_better_are_left_out(num_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = [draw(seed, num_classes, 1.0, 3.0) for seed in range(8)]
+    answers, surrogate = (torch.cat(parts) for parts in zip(*several, strict=True))
+    expected = by_all_rounds(answers, surrogate)
+    tried: list[int] = []
+    flip = _Turn.flip
+
+    def noted(turn: _Turn, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        tried.append(len(chosen))
+        return flip(turn, chosen)
+
+    monkeypatch.setattr(_Turn, "flip", noted)
+    assert torch.equal(most_deviating_set(answers, surrogate), expected)
+    assert tried[0] == 64 > tried[1]
+    assert sum(tried) < 4 * 64
 
 
 def grown(answer: Tensor, surrogate: Tensor) -> float:

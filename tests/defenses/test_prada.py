@@ -1,9 +1,12 @@
 """PRADA against a literal transcription of its pseudo-code, one query after the other."""
 
+import msbench.defenses.prada
 import numpy as np
 import pytest
 import torch
 from msbench.benchmark.checks import stored
+from msbench.components import load
+from msbench.defenses.detection import ACCOUNTS
 from msbench.defenses.prada import PRADA
 from scipy import stats
 from torch import Tensor
@@ -125,3 +128,27 @@ def test_state_is_bounded(prada):
         defense.attend(f"account {number}")
         defense.release(*stream(1))
     assert len(defense.accounts) == 64
+
+
+def test_the_images_of_an_account_are_bounded_in_all(prada, monkeypatch):
+    monkeypatch.setattr(msbench.defenses.prada, "_IMAGES", 28)
+    defense = prada(members=200, action="none")
+    probs, images = stream(600)
+    defense.release(probs, images)
+    assert torch.bincount(defense.accounts["customer"]["set_classes"]).tolist() == [7, 7, 7, 7]
+    expected = torch.tensor(literal(images, probs.argmax(dim=1).tolist(), 7), dtype=torch.float64)
+    torch.testing.assert_close(defense.scores, expected, rtol=0, atol=1e-6)
+
+
+def test_a_class_asked_about_in_one_batch_takes_few_passes(prada, monkeypatch):
+    passes = []
+    ledger = msbench.defenses.prada._Ledger
+    monkeypatch.setattr(msbench.defenses.prada, "_Ledger", lambda *parts: passes.append(1) or ledger(*parts))
+    generator = torch.Generator().manual_seed(0)
+    prada().release(torch.tensor([[0.7, 0.1, 0.1, 0.1]]).repeat(256, 1), torch.rand(256, 1, 6, 6, generator=generator))
+    assert len(passes) <= 32, "one for each query before"
+
+
+@pytest.mark.parametrize("name", ["prada", "seat", "hoda"])
+def test_tells_that_accounts_are_forgotten(name):
+    assert f"At most {ACCOUNTS} accounts are remembered" in load("defense", name).traits.weakness
