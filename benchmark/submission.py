@@ -2,12 +2,13 @@
 
 import json
 import shlex
+import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
-from typing import Literal
+from typing import Literal, cast
 
 from .. import PROTOCOL
 from ..components import format_spec, names, parse_spec, split_chain
@@ -39,6 +40,10 @@ from .validate_attack import validate_attack
 from .validate_defense import validate_defense
 
 Kind = Literal["defense", "attack"]
+_PAGES = "docs/board"
+"""Where the committed board is built, below the root of the repository."""
+_KEPT = 1
+"""What ``git check-ignore`` exits with for a file that it does not ignore: 0 if it does, 128 outside of a checkout."""
 
 _TEMPLATE = Template("""\
 # An entry for the leaderboard. Fill in what is empty; everything is published.
@@ -184,12 +189,13 @@ def _as_named(text: str, places: Mapping[str, str]) -> str:
 def write(bundle: Bundle, board: Path) -> list[Path]:
     """Put the entry and its records into a board's folder, and say what was written.
 
-    Raises `UsageError` for a name that is another's, and for a run that is there with other numbers.
+    Raises `UsageError` for a name that is another's or of another suite, and for a run that is there with other
+    numbers.
     """
     results, entries = Store(board / "results"), board / "entries"
     there = entries / f"{bundle.name}.toml"
-    if there.exists() and _identity(read_entry(there)) != _identity(bundle.submission.entry):
-        raise UsageError(f"{there} is there already, of another method: choose another name")
+    if there.exists():
+        _check_replaced(there, bundle.submission.entry)
     for record in bundle.records:
         other = results.get(record.spec)
         if other is not None and other != record:
@@ -215,6 +221,52 @@ def commands(bundle: Bundle, store: Path) -> list[str]:
         if (table.target.name, table.budget) in attacked
         for each in table.defenses
     ]
+
+
+def check_checkout(board: Path) -> None:
+    """Raise `UsageError` for a board that git does not keep, from which no pull request can be made."""
+    try:
+        ignored = subprocess.run(
+            ["git", "check-ignore", "--quiet", "entries/any.toml"], cwd=board, capture_output=True, check=False
+        )
+    except OSError as error:
+        raise UsageError(f"git cannot be run in {board}: {error.strerror or error}") from None
+    if ignored.returncode != _KEPT:
+        raise UsageError(f"{board} is in no git checkout: give --board DIR, the folder leaderboard of your clone")
+
+
+def publishing(bundle: Bundle, board: Path) -> list[str]:
+    """What is left to do in the root of the repository, the pages of a committed board included."""
+    name, folder, suite = bundle.name, board.resolve(), bundle.suite.name
+    added = [f"{folder.name}/entries/{name}.*", f"{folder.name}/results"]
+    build = []
+    if _shown(folder.parent / _PAGES / "board.json") == suite:
+        build = [f"msbench leaderboard build --suite {suite} --board {folder.name} --out {_PAGES}"]
+        added.append(_PAGES)
+    return [
+        f"git switch -c {name}",
+        *build,
+        f"git add {' '.join(added)}",
+        f"git commit -m 'Leaderboard: {name}'",
+        f"git push -u origin {name}",
+    ]
+
+
+def _shown(data: Path) -> str | None:
+    """The suite of the board that was built there; None where there is none."""
+    return cast("str | None", json.loads(data.read_text(encoding="utf-8"))["suite"]) if data.is_file() else None
+
+
+def _check_replaced(there: Path, entry: Entry) -> None:
+    """An entry may be written again, but not over another: its records would be left without one."""
+    before = read_entry(there)
+    if _identity(before) != _identity(entry):
+        raise UsageError(f"{there} is there already, of another method: choose another name")
+    if before.suite != entry.suite:
+        raise UsageError(
+            f"{there} is of the suite {before.suite}, and an entry is of one: enter {entry.suite} under another name, "
+            f"{entry.name}-{entry.suite} say"
+        )
 
 
 def _identity(entry: Entry) -> Sequence[object]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from ..errors import UsageError
 from .baseline import Baseline
@@ -22,6 +22,10 @@ from .board_runs import Grid, Run, command_of, enter, floor_of, grid_of, newest,
 from .record import Record
 from .scoring import ROUNDING, Estimate, estimate, ranks, stolen_share, told_apart
 from .suites import Column, DefenseEntry, Family, FrozenSuite, Table
+from .texts import FLAGGED
+
+if TYPE_CHECKING:
+    from .board_entries import Submitted
 
 DROP_CAPS = (0.0, 0.01, 0.02, 0.05)
 """Caps on the loss of accuracy, as shares."""
@@ -92,6 +96,11 @@ class Row:
     """Everything that the records and the other rows warn about, each once."""
     reproduce: str
     """The command that runs the worst case again; as long as there is none, the first ranked column."""
+
+    @property
+    def name(self) -> str:
+        """The setting, marked if something is flagged, which takes no rank away: a test may err, a reader can judge."""
+        return f"{self.setting} {FLAGGED}" if self.flags else self.setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +194,8 @@ class Board:
     tables: tuple[BoardTable, ...]
     records: str
     """SHA-256 over the identities of the runs that count and all that the board takes from their records."""
+    submitted: tuple["Submitted", ...] = ()
+    """Who entered its rows, and what submitted attacks do to them, see `board_entries`."""
 
 
 # ------------------------------------------------------------------------------------------- from the records

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from .board import Row
 
 JUDGED_OVER = (
-    "the defenses that are no controls, each with the setting with which it is placed at this tier; one that has none "
-    "does not count. Attacks that tie for the worst case all count, and where nothing was stolen, none does"
+    "the defenses that are no controls, each with the setting with which it is placed at this tier, flagged or not; "
+    "one that has none does not count. Attacks that tie for the worst case all count, and where nothing was stolen, "
+    "none does"
 )
 """What the table's means and counts are taken over, in every report's words."""
 

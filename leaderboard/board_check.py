@@ -15,12 +15,13 @@ from . import suites
 from .baseline import find_baseline
 from .board import gate_text, make_board, worst_share
 from .check import check_records
-from .entries import Submission, alone, read_submission, with_columns, with_defenses
-from .history import Change
+from .consistency import Declared, key_of, of_declaration, of_defenses
+from .entries import Submission, alone, misplaced, read_submission, with_columns, with_defenses
+from .history import KEPT, Change
 from .leaves import leaves
 from .record import SCHEMA_VERSION, Record, SpecInfo, run_id
 from .store import WORKING, load, loads, record_files
-from .suites import FrozenSuite, load_suite
+from .suites import DefenseEntry, FrozenSuite, load_suite
 from .verification import cell_of, threshold
 
 LARGEST = 1_000_000
@@ -50,8 +51,11 @@ def check_board(board: Path, protocol: str, changes: Iterable[Change] = ()) -> F
     found = Findings()
     submitted = _submissions(board / "entries", protocol, found)
     records = _records(board / "results", found)
+    declared = _declared(submitted.values())
     found.problems += check_records(records, protocol)
-    found.problems += ((path, problem) for path, each in records.items() for problem in _unfit(each))
+    found.problems += of_defenses(records, declared)
+    found.problems += ((path, problem) for path, each in records.items() for problem in _unfit(each, declared))
+    _note_uncommitted(records, found)
     _check_runs(board, submitted, records, found)
     for suite in _suites():
         _check_scores(suite, submitted, list(records.values()), found)
@@ -93,6 +97,8 @@ def _check_suite(submission: Submission, protocol: str) -> None:
     taken = {each.name for table in suite.tables for each in table.defenses}
     if entry.kind == "defense" and entry.name in taken:
         raise UsageError(f"the suite {suite.name} has a defense {entry.name!r} of its own: choose another name")
+    for reason in misplaced(submission, suite):
+        raise UsageError(reason)
 
 
 def _records(folder: Path, found: Findings) -> dict[Path, Record]:
@@ -123,11 +129,28 @@ def _files(folder: Path, found: Findings) -> Iterator[Path]:
                 yield path
 
 
-def _unfit(record: Record) -> Iterator[str]:
+def _unfit(record: Record, declared: Declared) -> Iterator[str]:
     if record.status != "done":
         yield f"is {record.status}: only runs that are done stand on a board"
-    elif not record.curve or record.diagnostics is None:
+        return
+    if not record.curve or record.diagnostics is None:
         yield "has no curve or no diagnostics, which every run measures"
+    if (entered := declared.get(key_of(record.spec.defense))) is not None:
+        yield from of_declaration(record, entered)
+
+
+def _declared(submitted: Iterable[Submission]) -> Declared:
+    """What defenses declare, the suites' own before what was submitted."""
+    own = [entry for suite in _suites() for table in suite.tables for entry in table.defenses]
+    entered = [each.resolved for each in submitted if isinstance(each.resolved, DefenseEntry)]
+    return {key_of(setting.resolved): (entry, setting) for entry in (*entered, *own) for setting in entry.settings}
+
+
+def _note_uncommitted(records: Mapping[Path, Record], found: Findings) -> None:
+    dirty = [record.run_id for record in records.values() if record.env.dirty]
+    if dirty:
+        some = f"{', '.join(dirty[:3])}{', …' if len(dirty) > 3 else ''}"
+        found.notes.append(f"{len(dirty)} records are of code with changes that were not committed: {some}")
 
 
 # ------------------------------------------------------------------------------------- what the board asks for
@@ -231,13 +254,19 @@ def attack_results(suite: FrozenSuite, submission: Submission, records: list[Rec
             if not done:
                 continue
             share, known = max(score.sigma.mean for score in done if score.sigma), worst_share(old)
-            told = f"published {known.mean:.3f}" if known else "no published score"
-            lowered = "LOWERED: " if known and share > known.mean else ""
+            lowered = "LOWERED: " if known and old.complete and share > known.mean else ""
+            told = "no published score"
+            if known is not None:
+                told = f"published {known.mean:.3f}" if old.complete else f"{known.mean:.3f} so far: runs are missing"
             where = f"{table.target}, {table.budget:,} queries"
             yield f"{lowered}{submission.entry.name} steals {share:.3f} of {row.setting} ({where}; {told})"
 
 
 # ------------------------------------------------------------------------------------------------ the changes
+
+_JUDGES = {"suites": "a frozen suite says which runs count", "baselines": "attacks are judged by it"}
+"""The folders of what submissions are judged by, and bring none of."""
+_MAINTAINED = "leave it out, and ask for it in an issue: maintainers make and merge it themselves"
 
 
 def _check_changes(board: Path, changes: Iterable[Change], records: Mapping[Path, Record], found: Findings) -> None:
@@ -247,23 +276,26 @@ def _check_changes(board: Path, changes: Iterable[Change], records: Mapping[Path
         if record.stolen is not None:
             seeds[cell_of(record)][record.run_id] = record.stolen.clone_accuracy
     for change in changes:
-        kind = change.path.relative_to(board).parts[0]
-        if change.removed:
+        kind, added = change.path.relative_to(board).parts[0], records.get(change.path)
+        if kind not in KEPT:
+            found.notes.append(f"{change.path} is {_happened(change)}, and is no part of the board: review it as code")
+        elif change.removed:
             found.problems.append((change.path, f"was committed and is removed: {kind} only grow"))
+        elif kind in _JUDGES:
+            found.problems.append((change.path, f"is {_happened(change)}: {_JUDGES[kind]}; {_MAINTAINED}"))
         elif change.before is None:
-            added = records.get(change.path)
             if added is not None:
                 found.problems += ((change.path, problem) for problem in _outdated(added, weights))
-        elif kind == "suites":
-            found.problems.append((change.path, "a frozen suite is not changed within its protocol"))
         elif kind == "entries" and change.path.suffix == ".json":
             found.problems.append((change.path, "what was entered is not changed: other settings are another entry"))
         elif kind == "results":
-            found.problems.append((change.path, _changed(change, records.get(change.path), seeds)))
-        elif kind == "baselines":
-            found.notes.append(f"{change.path} is changed: attacks are judged by it")
+            found.problems.append((change.path, _changed(change, added, seeds)))
         else:
             found.notes.append(f"{change.path} is changed")
+
+
+def _happened(change: Change) -> str:
+    return "removed" if change.removed else "new" if change.before is None else "changed"
 
 
 def _outdated(added: Record, weights: Mapping[tuple[str, str, int], str]) -> Iterator[str]:

@@ -33,7 +33,7 @@ from .board import (
 from .board_attacks import JUDGED_OVER
 from .report import Grid, markdown_section, plus_minus, rich_table
 from .scoring import RANK, Estimate
-from .texts import MISSING, SIGMA, escape_latex, escape_markdown, visible
+from .texts import FLAGGED, MISSING, SIGMA, escape_latex, escape_markdown, visible
 
 TABLE = ["table", "target", "budget"]
 """What tells the tables of a board apart: their position from 1, for two of them may be of one target and budget."""
@@ -50,24 +50,29 @@ _HEADINGS = {
     "deterrent": "Deterrents",
 }
 
+_MARK = f"{FLAGGED} flagged: of what, the notes on every setting say; a flag takes no score and no rank away."
 _RANKING = (
     f"{SIGMA}: the stolen share of the worst case among the ranked columns, mean ± half the 95 % interval over seeds "
     "(0: nothing, 1: all that the target knows beyond the floor); lower is better for the defense. By: the attack that "
     "stole it, or all that tie; none where nothing was stolen.",
     f"Rank: {RANK}. Controls have none.",
     "Accuracy, drop (points of accuracy lost), L1 (mean distance of released from clean answers): the worst mean over "
-    "the ranked columns. Shifted drop: the same loss on a shifted copy of the test set, for which the caps hold as "
-    "well. Latency: times the bare target's, in batches of 256.",
+    "the ranked columns. Shifted drop and shifted L1: the same on a shifted copy of the test set, for which the caps "
+    "hold as well. Latency: times the bare target's, in batches of 256.",
+    _MARK,
 )
 _CELLS = (
     f"Stolen share {SIGMA} of each setting under each column; in bold the worst case, if anything was stolen. "
-    f"{MISSING}: not run.",
+    f"(n=…): of so many seeds, where some are missing. {MISSING}: not run, or without a share, for a target that was "
+    "attacked is no better than the floor.",
     "* never ranked: what the attacker gets without asking (floor), or what no attacker can do (reference).",
+    f"{FLAGGED} flagged, as said below.",
 )
 _ATTACKS = (
     f"Mean {SIGMA} and worst case for: over {JUDGED_OVER}. The rest is measured on the undefended target; an attack "
     "that is not within the threshold of its reference closes the table.",
 )
+_SUBMITTED = "Submitted attacks: no columns yet, but this is what they do to published scores"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,8 @@ class Sheets:
     settings: pd.DataFrame
     """`SETTING`, family, position (the defense's, in the tier's order), placed (the defense enters the tier with this
     setting), rank, why (there is none), complete, worst_case (the column, or those that tie; None where nothing was
-    stolen), worst_sigma, worst_sigma_interval, accuracy, drop, l1, shifted_drop, latency, warnings, reproduce."""
+    stolen), worst_sigma, worst_sigma_interval, accuracy, drop, l1, shifted_drop, shifted_l1, latency, warnings,
+    reproduce."""
     cells: pd.DataFrame
     """`SETTING`, attack (with its recovery), role, worst (it is the setting's worst case, or one of them), n, sigma,
     clone_accuracy and agreement, each with its ``…_interval``, queries_to_half, seconds, run_ids. Cells that were asked
@@ -132,10 +138,12 @@ _TABLES = [
     "blockers",
     "flags",
 ]
+_PAID = ("accuracy", "drop", "l1", "shifted_drop", "shifted_l1", "latency")
 _SETTINGS = [
     *SETTING,
     *("family", "position", "placed", "rank", "why", "complete", "worst_case", "worst_sigma", "worst_sigma_interval"),
-    *("accuracy", "drop", "l1", "shifted_drop", "latency", "warnings", "reproduce"),
+    *_PAID,
+    *("warnings", "reproduce"),
 ]
 _SCORES = ("sigma", "clone_accuracy", "agreement")
 _CELL_COLUMNS = [
@@ -199,7 +207,7 @@ def _setting_rows(number: int, table: BoardTable, tier: Tier) -> Iterator[dict[s
             "complete": row.complete,
             "worst_case": table.worst_case(row) or None,
             **_interval("worst_sigma", worst_share(row)),
-            **{name: getattr(row, name) for name in ("accuracy", "drop", "l1", "shifted_drop", "latency")},
+            **{name: getattr(row, name) for name in _PAID},
             "warnings": "; ".join(row.flags),
             "reproduce": row.reproduce,
         }
@@ -258,7 +266,7 @@ def grids(laid: Sheets) -> Iterator[Grid]:
             shown = settings[settings.family.isin(("control", family))]
             notes = list(_RANKING) if i == 0 else []
             yield _ranking(f"{title} · {_HEADINGS[family]} · {caps}", shown, notes)
-        yield _cell_grid(f"{title} · every setting", settings, cells, list(_remarks(table, settings, cells)))
+        yield _cell_grid(f"{title} · every setting", table, settings, cells)
         yield _attack_grid(f"{title} · attacks · {caps}", attacks)
 
 
@@ -286,45 +294,55 @@ def _ranking(title: str, settings: pd.DataFrame, notes: list[str]) -> Grid:
     """One line a defense: the setting that it enters with, or why there is none."""
     entered = settings.sort_values("placed", ascending=False, kind="stable").drop_duplicates("defense")
     lines = list(entered.sort_values("position", kind="stable").itertuples(index=False))
-    header = ["defense", "rank", f"worst case {SIGMA}", "by", "accuracy %", "drop", "L1", "shifted drop", "latency", ""]
+    paid = ("accuracy %", "drop", "L1", "shifted drop", "shifted L1", "latency")
     return Grid(
-        title=title, header=header, rows=[_rank_row(one) for one in lines], worst=[(2,)] * len(lines), notes=notes
+        title=title,
+        header=["defense", "rank", f"worst case {SIGMA}", "by", *paid, ""],
+        rows=[_rank_row(one) for one in lines],
+        worst=[(2,)] * len(lines),
+        notes=notes,
     )
 
 
 def _rank_row(one: Any) -> list[str]:
     note = one.why + ("" if not one.warnings else " (flagged)" if one.why else "flagged")
     if not one.placed:
-        return [one.defense, MISSING, *[MISSING] * 7, note]
+        return [one.defense, MISSING, *[MISSING] * 8, note]
     return [
-        one.setting,
+        _name(one),
         MISSING if pd.isna(one.rank) else str(one.rank),
         plus_minus(one.worst_sigma, one.worst_sigma_interval, 2),
         one.worst_case if isinstance(one.worst_case, str) else MISSING,
         *(_number(100 * one.accuracy, 1), _number(100 * one.drop, 1), _number(one.l1, 2)),
-        *(_number(100 * one.shifted_drop, 1), _number(one.latency, 2)),
+        *(_number(100 * one.shifted_drop, 1), _number(one.shifted_l1, 2), _number(one.latency, 2)),
         note,
     ]
 
 
-def _cell_grid(title: str, settings: pd.DataFrame, cells: pd.DataFrame, notes: list[str]) -> Grid:
+def _name(one: Any) -> str:
+    """As `Row.name` has it."""
+    return f"{one.setting} {FLAGGED}" if one.warnings else str(one.setting)
+
+
+def _cell_grid(title: str, table: Any, settings: pd.DataFrame, cells: pd.DataFrame) -> Grid:
+    seeds = len(table.seeds.split())
     roles = dict(zip(cells.attack, cells.role, strict=True))
     found = {(one.defense, one.setting, one.attack): one for one in _lines(cells)}
-    lines = [(one.setting, [found.get((one.defense, one.setting, name)) for name in roles]) for one in _lines(settings)]
+    lines = [(_name(one), [found.get((one.defense, one.setting, name)) for name in roles]) for one in _lines(settings)]
     return Grid(
         title=title,
         header=["setting", *(name if role == "ranked" else f"{name} *" for name, role in roles.items())],
-        rows=[[setting, *map(_cell_text, line)] for setting, line in lines],
+        rows=[[name, *(_cell_text(cell, seeds) for cell in line)] for name, line in lines],
         worst=[tuple(i for i, cell in enumerate(line, 1) if cell is not None and cell.worst) for _, line in lines],
-        notes=[*_CELLS, *notes],
+        notes=[*_CELLS, *_remarks(table, settings, cells)],
     )
 
 
-def _cell_text(cell: Any) -> str:
+def _cell_text(cell: Any, seeds: int) -> str:
     if cell is None or cell.n == 0 or pd.isna(cell.sigma):
         return MISSING
     text = plus_minus(cell.sigma, cell.sigma_interval, 2)
-    return text if cell.n >= 3 else f"{text} (n={cell.n})"
+    return text if cell.n >= seeds else f"{text} (n={cell.n})"
 
 
 def _attack_grid(title: str, attacks: pd.DataFrame) -> Grid:
@@ -395,13 +413,23 @@ def to_rich(laid: Sheets) -> RenderableType:
     """The board for a terminal."""
     title, *rest = map(visible, heading(laid))
     head = [Text(title, style="bold"), *map(Text, rest), Text()]
-    return Group(*head, *(part for grid in grids(laid) for part in (rich_table(grid), Text())))
+    parts = [part for grid in grids(laid) for part in (rich_table(grid), Text())]
+    results = [Text(f"- {visible(line)}") for line in _attack_results(laid.board)]
+    return Group(*head, *parts, *([Text(_SUBMITTED, style="bold"), *results] if results else []))
 
 
 def to_markdown(laid: Sheets) -> str:
-    """The board as Markdown, a section for each grid."""
+    """The board as Markdown, a section for each grid, and one for what submitted attacks do."""
     title, *rest = map(escape_markdown, heading(laid))
-    return "\n".join([f"## {title}\n", *(f"{line}\n" for line in rest), *map(markdown_section, grids(laid))])
+    parts = [f"## {title}\n", *(f"{line}\n" for line in rest), *map(markdown_section, grids(laid))]
+    if results := [f"- {escape_markdown(line)}" for line in _attack_results(laid.board)]:
+        parts.append("\n".join([f"### {_SUBMITTED}\n", *results, ""]))
+    return "\n".join(parts)
+
+
+def _attack_results(board: Board) -> list[str]:
+    """What submitted attacks do to published scores, a line each."""
+    return [line for each in board.submitted for line in each.results]
 
 
 def to_csv(laid: Sheets) -> str:
@@ -410,13 +438,17 @@ def to_csv(laid: Sheets) -> str:
 
 
 def to_json(laid: Sheets) -> str:
-    """All frames, a list of objects each; what does not exist is null."""
+    """All frames, a list of objects each, and the entries as they were written; what does not exist is null."""
     board = laid.board
     data: dict[str, Any] = {name: getattr(board, name) for name in ("suite", "title", "text", "protocol", "records")}
     data["tier"] = {"drop": laid.drop, "l1": laid.l1}
     for name in ("tables", "settings", "cells", "attacks"):
         frame: pd.DataFrame = getattr(laid, name).astype(object)
         data[name] = frame.where(frame.notna(), None).to_dict("records")
+    data["submitted"] = [
+        each.entry.model_dump(mode="json") | {"kind": each.entry.kind, "results": each.results}
+        for each in board.submitted
+    ]
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -1,9 +1,9 @@
 """Numbers of one record that cannot all be true.
 
 A run measures the same things from several sides, and the sides must agree: shares are whole numbers of test images,
-the curve ends where the clone stands, an area is the curve's. Whoever edits one number by hand has to find all that
-depend on it. Someone who does, or who makes up a whole record, is not found here: what proves a record is running it
-again (``msbench leaderboard verify``).
+the curve ends where the clone stands, an area is the curve's, a flag that follows from the numbers is there. Whoever
+edits one number by hand has to find all that depend on it. Someone who does, or who makes up a whole record, is not
+found here: what proves a record is running it again (``msbench leaderboard verify``).
 """
 
 import math
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from .curve import area_under_curve, queries_to
+from .flags import ALL, FLAGGED_SINCE, FRAGILE, fragile, lacks
 from .record import CurvePoint, Diagnostics, Distance, Paid, Record, Stolen, TargetInfo
 
 FLOORED = -math.log(1e-12)
@@ -34,12 +35,16 @@ def contradictions(record: Record) -> Iterator[str]:
         yield f"curve: {asked[-1]} queries, but only {record.budget.spent} were spent"
     if record.diagnostics and record.target:
         yield from _of_queries(record.diagnostics, record.budget.spent, record.target)
+    if record.schema_version >= FLAGGED_SINCE:
+        yield from (f"flags: {flag!r} is none that a run gives" for flag in record.flags if flag not in ALL)
     if record.target and record.stolen and record.paid and record.status == "done":
         if record.curve:
             yield from _of_curve(record.curve, record.budget.spent, record.stolen, record.target)
         yield from _of_counts(record, record.target, record.stolen, record.paid)
         yield from _of_clone(record.curve, record.stolen, record.target)
         yield from _of_price(record.paid, record.target)
+        if fragile(record.paid, record.target.accuracy) and FRAGILE not in record.flags:
+            yield lacks(FRAGILE)
 
 
 # -------------------------------------------------------------------------------------------------- the curve

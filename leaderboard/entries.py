@@ -322,6 +322,33 @@ def belongs(entry: Entry, suite: FrozenSuite) -> bool:
     return entry.suite == suite.name and entry.protocol == suite.protocol
 
 
+def misplaced(submission: Submission, suite: FrozenSuite) -> Iterator[str]:
+    """Why a submitted attack is another experiment than the attacks of its suite: its clone, or its pool."""
+    columns = _columns(submission.resolved) if isinstance(submission.resolved, AttackEntry) else {}
+    for table in suite.tables:
+        target = table.target.name
+        settings = (each for column in columns.get((target, table.budget), ()) for each in column.settings)
+        for clone, pool in sorted({(each.clone, each.pool or "") for each in settings}):
+            where = f"{target}, {table.budget:,} queries"
+            if table.clone is not None and clone != table.clone:
+                yield f"{where}: its clone is {clone}, but all of the suite's are {table.clone}"
+            elif table.clone is None and not target.endswith(f"/{parse_spec(clone)[0]}"):
+                yield f"{where}: its clone is {clone}, but the suite's are of the target's architecture"
+            if pool and _images(pool) == _images(_data_set(target)):
+                yield f"{where}: its pool {pool} is the target's own data, which makes it an upper bound"
+
+
+def _data_set(target: str) -> str:
+    head, hub, _ = target.partition("/hf-hub:")
+    return head if hub else target.rpartition("/")[0]
+
+
+def _images(dataset: str) -> tuple[str, str | None]:
+    """Which images they are, whatever size they are brought to."""
+    name, params = parse_spec(dataset)
+    return name, params.get("path")
+
+
 def alone(suite: FrozenSuite, submission: Submission) -> FrozenSuite:
     """The runs of a suite that one submission is about: its defense under all columns, or all defenses under it."""
     resolved = submission.resolved

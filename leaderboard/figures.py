@@ -1,8 +1,8 @@
 """A board's figures: what attacks get for their queries, what security costs, and who steals from whom.
 
 The same board makes the same bytes: no dates, fixed identifiers in SVG, fonts that come with matplotlib. Families of
-defenses keep one color and one marker everywhere, told apart also without colors. Names are drawn as they are; a ``$``
-in them begins no formula.
+defenses keep one color and one marker everywhere, told apart also without colors; what is flagged is drawn
+like the rest, and marked. Names are drawn as they are; a ``$`` in them begins no formula.
 """
 
 import io
@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from .board import DROP_CAPS, L1_CAPS, SHOWN_FIRST, Board, BoardTable, Row, Score, Tier, worst_share
 from .site_charts import pareto, short_count
 from .suites import Family
-from .texts import MISSING, SIGMA
+from .texts import FLAGGED, MISSING, SIGMA
 
 Format = Literal["png", "svg"]
 
@@ -44,6 +44,11 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
+_HEAT = (
+    f"bold: worst case; (n=…): of so many seeds, where some are missing; {MISSING}: not run, or without a share, for a "
+    f"target that\nwas attacked is no better than the floor; {FLAGGED}: flagged; *: never ranked"
+)
+"""What the signs in the heat map mean."""
 _METADATA: dict[Format, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
 
@@ -87,9 +92,11 @@ def curves(table: BoardTable, tier: Tier) -> Figure:
     for row, label in _labeled(table, placed):
         worst = None if row.worst is None else row.scores[row.worst]
         if worst:
-            _curve(right, worst, LOOKS[table.defenses[row.defense].family][0], "-", label)
+            color = LOOKS[table.defenses[row.defense].family][0]
+            _curve(right, worst, color, "--" if row.flags else "-", label)
     left.set(title=f"Attacks on the undefended {table.target}", ylabel="clone accuracy on the test set")
-    right.set(title=f"Worst cases, drop ≤ {100 * tier.drop:g} points, L1 ≤ {tier.l1:g}")
+    dashed = f" (dashed: flagged {FLAGGED})" if any(row.flags for row in placed) else ""
+    right.set(title=f"Worst cases, drop ≤ {100 * tier.drop:g} points, L1 ≤ {tier.l1:g}{dashed}")
     for axes in (left, right):
         axes.set(xlabel="queries", xscale="log", ylim=(0, 1))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -132,8 +139,8 @@ def _legend(axes: Axes) -> None:
 def costs(table: BoardTable) -> Figure:
     """Resistance against the loss of accuracy, and against distortion, of every complete setting.
 
-    The line is the Pareto front: settings than which none is as cheap and more resistant; a closed table has none. A
-    setting that lacks runs is not drawn. Dotted: the caps.
+    The line is the Pareto front: settings than which none is as cheap and more resistant, flagged or not; a closed
+    table has none. A setting that lacks runs is not drawn. Ringed: what is flagged. Dotted: the caps.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -157,6 +164,11 @@ def _cost(axes: Axes, table: BoardTable, costs: Sequence[float | None], caps: Se
     for (cost, resistance, _), (row, label) in zip(drawn, rows, strict=True):
         color, marker = LOOKS[table.defenses[row.defense].family]
         axes.plot([cost], [resistance], color=color, marker=marker, markersize=5, linestyle="none", label=label)
+    ringed = [(cost, resistance) for cost, resistance, row in drawn if row.flags]
+    if ringed:
+        label = f"flagged {FLAGGED}"
+        across, up = zip(*ringed, strict=True)
+        axes.scatter(across, up, s=70, facecolors="none", edgecolors="0.2", linewidths=0.8, label=label)
     for cap in caps:
         axes.axvline(cap, color="0.6", linewidth=0.6, linestyle=":", zorder=0)
     most = max([*caps, *(cost for cost, *_ in drawn)])
@@ -166,7 +178,7 @@ def _cost(axes: Axes, table: BoardTable, costs: Sequence[float | None], caps: Se
         axes.step(*zip(*front, strict=True), where="post", color="0.5", linewidth=0.8, zorder=0)
     for cost, resistance, row in drawn:
         if (cost, resistance) in front:
-            axes.annotate(row.setting, (cost, resistance), xytext=(3, 3), textcoords="offset points", fontsize=6)
+            axes.annotate(row.name, (cost, resistance), xytext=(3, 3), textcoords="offset points", fontsize=6)
     _legend(axes)
 
 
@@ -174,24 +186,30 @@ def _cost(axes: Axes, table: BoardTable, costs: Sequence[float | None], caps: Se
 
 
 def heat(table: BoardTable) -> Figure:
-    """The stolen share of each setting under each column; gray where there is none."""
+    """The stolen share of each setting under each column, with n where seeds are missing; gray where there is none."""
     rows = [row for row in table.rows if any(row.scores)]
     labels = [column.label + ("" if column.role == "ranked" else " *") for column in table.columns]
-    shares = [[score.sigma.mean if score and score.sigma else None for score in row.scores] for row in rows]
     figure = Figure(figsize=(2.5 + 0.7 * len(labels), 1.8 + 0.24 * max(len(rows), 8)), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("0.85")
-    values = [[float("nan") if share is None else share for share in line] for line in shares]
+    values = [[score.sigma.mean if score and score.sigma else float("nan") for score in row.scores] for row in rows]
     if values:
         image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
         figure.colorbar(image, label=f"stolen share {SIGMA}")
-    for i, line in enumerate(shares):
-        for j, share in enumerate(line):
-            text, dark = (MISSING, False) if share is None else (f"{share:.2f}", share < 0.5)
-            weight = "bold" if j in rows[i].worst_cases else "normal"
-            color = "white" if dark else "black"
+    for i, row in enumerate(rows):
+        for j, score in enumerate(row.scores):
+            weight = "bold" if j in row.worst_cases else "normal"
+            color = "white" if values[i][j] < 0.5 else "black"
+            text = _cell(score, len(table.seeds))
             axes.text(j, i, text, ha="center", va="center", fontsize=6, color=color, weight=weight)
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), [row.setting for row in rows])
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.set_title(f"{table.target}, {table.budget:,} queries")
+    figure.supxlabel(_HEAT, fontsize=6)
     return figure
+
+
+def _cell(score: Score | None, seeds: int) -> str:
+    if score is None or score.sigma is None:
+        return MISSING
+    return f"{score.sigma.mean:.2f}" + ("" if score.n >= seeds else f" (n={score.n})")

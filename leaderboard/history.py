@@ -29,12 +29,12 @@ def since(board: Path, base: str) -> Iterator[Change]:
     Raises `UsageError` outside of a repository and for a commit that is not there.
     """
     start = _git(board, "merge-base", "--end-of-options", base, "HEAD").decode().strip()
-    listed = _git(board, "diff", "--name-status", "--no-renames", "--relative", "-z", start, "--", *KEPT)
+    listed = _git(board, "diff", "--name-status", "--no-renames", "--relative", "-z", start)
     words = listed.decode().split("\0")[:-1]
     for status, name in zip(words[::2], words[1::2], strict=True):
         before = None if status == "A" else _git(board, "show", f"{start}:./{name}")
         yield Change(board / name, before, status == "D")
-    untracked = _git(board, "ls-files", "--others", "--exclude-standard", "-z", "--", *KEPT)
+    untracked = _git(board, "ls-files", "--others", "--exclude-standard", "-z")
     for name in untracked.decode().split("\0")[:-1]:
         yield Change(board / name, None, False)
 
@@ -53,10 +53,10 @@ def against(board: Path, other: Path) -> Iterator[Change]:
 
 
 def _names(board: Path) -> Iterator[Path]:
-    for folder in KEPT:
-        for path in sorted((board / folder).rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                yield path.relative_to(board)
+    """All files but what Python leaves where it runs."""
+    for path in sorted(board.rglob("*")):
+        if path.is_file() and path.parent.name != "__pycache__":
+            yield path.relative_to(board)
 
 
 def _git(board: Path, *arguments: str) -> bytes:

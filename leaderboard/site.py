@@ -1,8 +1,10 @@
 """The page: boards as one HTML file that asks nothing of any network and can be read with scripts off.
 
 Everything shown is from `Board` objects, as in every other report. The text on a board is written by third parties:
-the template escapes all of it, no attribute holds a link of theirs, and the page's own policy lets run the one script
-and the one style sheet that are in it, by their digests. The same boards make the same bytes.
+the template escapes all of it, the only links of theirs lead to https, and the page's own policy lets run the one
+script and the one style sheet that are in it, by their digests. The same boards make the same bytes.
+
+Beside the page, a list of links to all records: of a thousand settings, they alone would make more than the page has.
 """
 
 import base64
@@ -19,6 +21,7 @@ from markupsafe import Markup
 from ..errors import UsageError
 from .board import DROP_CAPS, L1_CAPS, SHOWN_FIRST, Board, BoardTable, Placed, Row, Tier, gate_text, meets, worst_share
 from .board_attacks import JUDGED_OVER, AttackLine
+from .entries import Entry
 from .scoring import RANK, Estimate
 from .site_charts import (
     Curves,
@@ -31,9 +34,11 @@ from .site_charts import (
     worst_score,
 )
 from .suites import Column, DefenseEntry
-from .texts import MISSING
+from .texts import FLAGGED, MISSING
 
 FOLDER = Path(__file__).parent / "site"
+RECORDS = "records.html"
+"""The file of links to all records, beside the page."""
 
 HEADINGS = {
     "control": "Controls",
@@ -82,6 +87,12 @@ class View:
         """A defense's settings with their positions."""
         return [(i, row) for i, row in enumerate(self.table.rows) if row.defense == defense]
 
+    def entry_of(self, defense: int) -> Entry | None:
+        """Who submitted a defense; None for those that are the suite's own."""
+        name = self.table.defenses[defense].name
+        entries = (each.entry for each in self.board.submitted if each.entry.kind == "defense")
+        return next((entry for entry in entries if entry.name == name), None)
+
     def family(self, row: int) -> str:
         """The class of a setting's defense."""
         return self.table.defenses[self.table.rows[row].defense].family
@@ -128,7 +139,6 @@ def render_page(
     paths: Mapping[str, str],
     records_url: str = "records",
     downloads: Sequence[str] = (),
-    attack_results: Sequence[str] = (),
 ) -> str:
     """The page as HTML.
 
@@ -137,12 +147,9 @@ def render_page(
         paths: where each run's record stands below ``records_url``, by run id; a run without a path is not linked.
         records_url: the records' folder, relative to the page or an http(s) address.
         downloads: names of files beside the page.
-        attack_results: what submitted attacks do to defenses, a line each.
 
     Raises `UsageError` for an address of another kind.
     """
-    if urlsplit(records_url).scheme not in ("", "http", "https"):
-        raise UsageError(f"{records_url!r} is no relative path and no http(s) address")
     views = list(_views(boards))
     style, script = (_source(name) for name in ("page.css", "page.js"))
     return (
@@ -153,7 +160,7 @@ def render_page(
             views=views,
             data={"tables": [_data(view.table) for view in views], "shown": list(SHOWN_FIRST)},
             downloads=[(name, quote(name)) for name in downloads],
-            attack_results=attack_results,
+            submitted_attacks=[each for board in boards for each in board.submitted if each.entry.kind == "attack"],
             families=HEADINGS,
             judged_over=JUDGED_OVER,
             rank=RANK,
@@ -162,9 +169,24 @@ def render_page(
             shown_first=SHOWN_FIRST,
             style=Markup(style),
             script=Markup(script),
-            policy=f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
-            "base-uri 'none'; form-action 'none'",
+            policy=_policy(style, script),
         )
+    )
+
+
+def render_records(boards: Sequence[Board], *, paths: Mapping[str, str], records_url: str = "records") -> str:
+    """The list of links to all records as HTML, an anchor for each defense. Takes and raises as `render_page`."""
+    style = _source("page.css")
+    template = _environment(paths, records_url).get_template(RECORDS)
+    return template.render(views=list(_views(boards)), style=Markup(style), policy=_policy(style))
+
+
+def _policy(style: str, *scripts: str) -> str:
+    """What a page may do: nothing but to obey its own style sheet and scripts."""
+    allowed = " ".join(map(_digest, scripts)) or "'none'"
+    return (
+        f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {allowed}; "
+        "base-uri 'none'; form-action 'none'"
     )
 
 
@@ -249,6 +271,8 @@ def _caps_met(row: Row) -> list[int]:
 
 
 def _environment(paths: Mapping[str, str], records_url: str) -> jinja2.Environment:
+    if urlsplit(records_url).scheme not in ("", "http", "https"):
+        raise UsageError(f"{records_url!r} is no relative path and no http(s) address")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -275,8 +299,11 @@ def _environment(paths: Mapping[str, str], records_url: str) -> jinja2.Environme
         "first": lambda values, n: values[:n],
         "judged": _judged,
     }
+    environment.tests["https"] = lambda url: url.startswith("https://")
     environment.globals |= {
         "nothing": MISSING,
+        "flagged": FLAGGED,
+        "records_page": RECORDS,
         "missing_scores": _missing_scores,
         "card": _card,
         "best": _best,
@@ -310,11 +337,13 @@ def _missing_scores(table: BoardTable, row: Row) -> int:
 
 
 def _best(table: BoardTable, tier: Tier, defense: int) -> str:
-    """A defense's stolen share at a tier."""
+    """A defense's stolen share at a tier, marked if something is flagged of the setting that it is of."""
     place = next((place for place in tier.placed if place.defense == defense), None)
     row = None if place is None or place.row is None else table.rows[place.row]
     share = None if row is None else worst_share(row)
-    return MISSING if share is None else f"{share.mean:.2f}"
+    if row is None or share is None:
+        return MISSING
+    return f"{share.mean:.2f} {FLAGGED}" if row.flags else f"{share.mean:.2f}"
 
 
 def _card(defense: DefenseEntry) -> list[tuple[str, str]]:

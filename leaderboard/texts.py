@@ -11,6 +11,8 @@ SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 """The stolen share, in a table's head."""
 MISSING = "\N{EN DASH}"
 """What stands where there is nothing."""
+FLAGGED = "\N{DAGGER}"
+"""What stands behind the name of a setting that something is flagged of, or behind a number of it that stands alone."""
 
 
 def is_printable(text: str) -> bool:
@@ -58,6 +60,7 @@ _LATEX = {
     "…": r"\dots{}",
     SIGMA: r"$\sigma$",
     MISSING: "--",
+    FLAGGED: r"$\dagger$",
 }
 
 

@@ -13,8 +13,6 @@ from .options import store_option
 
 if TYPE_CHECKING:
     from ...leaderboard.board import Board
-    from ...leaderboard.entries import Submission
-    from ...leaderboard.record import Record
     from ...leaderboard.suites import FrozenSuite
 
 
@@ -37,12 +35,14 @@ if TYPE_CHECKING:
 def build(suites: tuple[str, ...], store: Path, folder: Path | None, out: Path, records_url: str | None) -> None:
     """Write the page of one or more boards into a folder.
 
-    index.html is complete in itself. Beside it: board.csv, board.json, board.md and the figures of the tier that is
-    shown first; of more than one suite in a folder of the suite's name. The same records make the same bytes.
+    index.html is complete in itself. Beside it: records.html with links to all records; board.csv, board.json, board.md
+    and the figures of the tier that is shown first, of more than one suite in a folder of the suite's name. The same
+    records make the same bytes.
     """
     from ...files import write_atomically
+    from ...leaderboard.board_entries import board_of
     from ...leaderboard.entries import submissions
-    from ...leaderboard.site import render_page
+    from ...leaderboard.site import RECORDS, render_page, render_records
     from ...leaderboard.store import Store, relative_path
 
     where = store if folder is None else folder / "results"
@@ -50,16 +50,13 @@ def build(suites: tuple[str, ...], store: Path, folder: Path | None, out: Path, 
         raise UsageError(f"no folder {where}: msbench run makes one, or name another with --store")
     records = list(Store(where).records())
     submitted = [] if folder is None else list(submissions(folder / "entries"))
-    loaded = list(_load(suites))
-    boards = [_board(suite, records, submitted) for suite in loaded]
+    boards = [board_of(suite, records, submitted) for suite in _load(suites)]
+    paths = {record.run_id: relative_path(record.spec).as_posix() for record in records}
+    url = records_url or quote(Path(os.path.relpath(where, out)).as_posix())
     files: dict[str, str | bytes] = dict(_data(boards))
-    files["index.html"] = render_page(
-        boards,
-        paths={record.run_id: relative_path(record.spec).as_posix() for record in records},
-        records_url=records_url or quote(Path(os.path.relpath(where, out)).as_posix()),
-        downloads=[name for name in files if not name.endswith(".svg")],
-        attack_results=[line for suite in loaded for line in _attack_results(suite, records, submitted)],
-    )
+    downloads = [name for name in files if not name.endswith(".svg")]
+    files["index.html"] = render_page(boards, paths=paths, records_url=url, downloads=downloads)
+    files[RECORDS] = render_records(boards, paths=paths, records_url=url)
     for name, content in files.items():
         write_atomically(out / name, content)
     click.echo(out / "index.html")
@@ -76,14 +73,6 @@ def _load(names: Sequence[str]) -> "Iterator[FrozenSuite]":
         yield suite
 
 
-def _board(suite: "FrozenSuite", records: "Sequence[Record]", submitted: "Sequence[Submission]") -> "Board":
-    from ...leaderboard.baseline import find_baseline
-    from ...leaderboard.board import make_board
-    from ...leaderboard.entries import defenses
-
-    return make_board(suite, records, find_baseline(suite.name), defenses(suite, submitted))
-
-
 def _data(boards: "Sequence[Board]") -> Iterator[tuple[str, str | bytes]]:
     """Names below the page's folder, with what the files hold."""
     from ...leaderboard.board_report import sheets, to_csv, to_json, to_markdown
@@ -96,15 +85,3 @@ def _data(boards: "Sequence[Board]") -> Iterator[tuple[str, str | bytes]]:
         yield f"{place}board.md", to_markdown(laid)
         for name, data in figures(board, "svg"):
             yield f"{place}figures/{name}.svg", data
-
-
-def _attack_results(
-    suite: "FrozenSuite", records: "Sequence[Record]", submitted: "Sequence[Submission]"
-) -> Iterator[str]:
-    from ...leaderboard.board_check import attack_results
-    from ...leaderboard.entries import belongs, with_defenses
-
-    everyone = with_defenses(suite, submitted)
-    for each in submitted:
-        if each.entry.kind == "attack" and belongs(each.entry, suite):
-            yield from attack_results(everyone, each, list(records))

@@ -154,19 +154,15 @@ def _all_scores(store: Path, target: str | None, budget: int | None, protocol: s
 
 
 def _board(suite: str, store: Path, folder: Path | None, defenses: tuple[str, ...]) -> "Board":
-    from ...leaderboard.baseline import find_baseline
-    from ...leaderboard.board import make_board
-    from ...leaderboard.entries import defenses as entered
+    from ...leaderboard.board_entries import board_of
     from ...leaderboard.entries import submissions
     from ...leaderboard.store import Store
     from ..suite import defense_entry, load
 
-    frozen = load(suite)
     where = store if folder is None else folder / "results"
     _check_folder(where)
-    entries = [] if folder is None else entered(frozen, submissions(folder / "entries"))
-    entries += map(defense_entry, defenses)
-    return make_board(frozen, Store(where).records(), find_baseline(frozen.name), entries)
+    submitted = [] if folder is None else list(submissions(folder / "entries"))
+    return board_of(load(suite), Store(where).records(), submitted, map(defense_entry, defenses))
 
 
 def _sheets(board: "Board", drop: float | None, l1: float | None) -> "Sheets":

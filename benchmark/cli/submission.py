@@ -262,12 +262,14 @@ def submit(ctx: click.Context, path: Path, store: Path, board: Path, dry_run: bo
     """Put an entry and its records into the board's folder.
 
     ENTRY is a TOML file; msbench leaderboard entry writes one to fill in. The contract suite and all checks are run
-    first. Prints the git commands that are left to do.
+    first. Prints the commands that are left to do.
     """
     from ...leaderboard.store import Store
-    from ..submission import broken_promises, collect, commands, write
+    from ..submission import broken_promises, check_checkout, collect, commands, publishing, write
 
     _check_folder(board)
+    if not dry_run:
+        check_checkout(board)
     bundle = collect(path, Store(store), board)
     if bundle.missing and not bundle.submission.entry.partial:
         for command in commands(bundle, store):
@@ -287,10 +289,5 @@ def submit(ctx: click.Context, path: Path, store: Path, board: Path, dry_run: bo
     written = write(bundle, board)
     _tell(_check_board(board, PROTOCOL, None, None))
     click.echo(f"{len(written)} files written; from the repository's root:", err=True)
-    for command in (
-        f"git switch -c {bundle.name}",
-        f"git add {board.name}/entries/{bundle.name}.* {board.name}/results",
-        f"git commit -m 'Leaderboard: {bundle.name}'",
-        f"git push -u origin {bundle.name}",
-    ):
+    for command in publishing(bundle, board):
         click.echo(command)

@@ -135,7 +135,9 @@ def print_plan(standings: "list[Standing]", runs: "list[Due]", *, as_json: bool)
     _print_columns(standings, runs)
     states = ", ".join(f"{counts[state]} {state}" for state in ("done", "failed", "unfinished", "missing"))
     click.echo(f"\n{len(standings)} runs: {states}; {len(runs)} to do, at most {queries:,} queries")
-    if len(runs) > cost.unknown:
+    if runs and len(runs) == cost.unknown:
+        click.echo("no estimate of the time: nothing alike is done yet")
+    elif runs:
         rest = f", and {cost.unknown} runs of which none is like one that is done" if cost.unknown else ""
         click.echo(f"about {_span(cost.seconds)} of computing, to be divided among the slots{rest}")
 

@@ -124,8 +124,14 @@ def test_runs_that_could_not_begin_and_a_stop_have_their_own_exit_codes(call, fa
 def test_a_dry_run_counts_costs_and_creates_nothing(call, fake: Fake, tmp_path: Path) -> None:
     text = call("sweep", "some.toml", "--dry-run").stdout
     assert "8 runs: 0 done, 0 failed, 0 unfinished, 8 missing; 8 to do, at most 2,400 queries" in text
+    assert text.endswith("\nno estimate of the time: nothing alike is done yet\n")
     assert not (tmp_path / "runs").exists()
     call("sweep", "some.toml", "--attack", "dfme", "--seed", "0")
+    text = call("sweep", "some.toml", "--dry-run").stdout
+    assert "about 0:00:02 of computing" in text and "and 4 runs of which none is like one that is done" in text
+    assert "no estimate" not in text
+    text = call("sweep", "some.toml", "--attack", "dfme", "--seed", "0", "--dry-run").stdout
+    assert text.endswith("; 0 to do, at most 0 queries\n")
     plan = json.loads(call("sweep", "some.toml", "--dry-run", "--json").stdout)
     assert plan["states"] == {"done": 2, "missing": 6}
     assert (plan["due"], plan["queries"]) == (6, 1800)

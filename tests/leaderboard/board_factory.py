@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 from msbench.leaderboard.board import (
@@ -18,6 +19,8 @@ from msbench.leaderboard.board import (
     meets,
 )
 from msbench.leaderboard.board_attacks import AttackLine
+from msbench.leaderboard.board_entries import Submitted
+from msbench.leaderboard.entries import Entry, PaperInfo
 from msbench.leaderboard.record import ComponentInfo
 from msbench.leaderboard.scoring import Estimate
 from msbench.leaderboard.suites import Column, DefenseEntry, DefenseSetting, Setting
@@ -224,6 +227,36 @@ def closed(table: BoardTable) -> BoardTable:
     return dataclasses.replace(table, gate=gate, tiers=tuple(tiers), blockers=blockers)
 
 
+def entry(name: str, **changes: Any) -> Entry:
+    """What somebody wrote of a defense, or with ``attack`` of an attack; nothing is validated."""
+    written = Entry(
+        name=name,
+        title=f"The idea of {name}",
+        authors=("Ada Lovelace", "Alan Turing"),
+        date=date(2026, 11, 22),
+        code=f"https://example.org/{name}/tree/v1",
+        license="MIT",
+        contact="ada@example.org",
+        paper=PaperInfo(title=f"On {name}", url=f"https://example.org/{name}.pdf", arxiv="2611.12345"),
+        protocol="2026.1",
+        suite="ci",
+        defense=f"{name}.py:Plugin",
+        access=("auxiliary",),
+        auxiliary=("CIFAR-100, training split", "TinyImages"),
+    )
+    return written.model_copy(update=changes)
+
+
+SUBMITTED = (
+    Submitted(entry=entry("topk"), results=()),
+    Submitted(
+        entry=entry("storm", defense=None, attack="storm.py:Plugin"),
+        results=("LOWERED: storm steals 0.900 of topk:strength=0.1 (published 0.800)",),
+    ),
+)
+"""Who submitted one of the defenses, and an attack."""
+
+
 def board_of(*tables: BoardTable, **changes: Any) -> Board:
     """A board of these tables, or of one."""
     board = Board(
@@ -233,6 +266,7 @@ def board_of(*tables: BoardTable, **changes: Any) -> Board:
         protocol="2026.1",
         tables=tables or (make_table(),),
         records="cd" * 32,
+        submitted=SUBMITTED,
     )
     return dataclasses.replace(board, **changes)
 

@@ -10,7 +10,9 @@ from msbench.benchmark.cli.main import cli
 from msbench.leaderboard import baseline, history, suites
 from msbench.leaderboard.baseline import Baseline, BaselineCell, dumps
 from msbench.leaderboard.board_check import check_board, runs_of
+from msbench.leaderboard.contradictions import FLOORED
 from msbench.leaderboard.entries import AttackEntry, TableColumns, alone, read_submission, with_defenses
+from msbench.leaderboard.flags import DISTORTED, MOVED
 from msbench.leaderboard.store import Store
 from msbench.leaderboard.verification import threshold
 
@@ -242,7 +244,8 @@ def test_an_entry_that_vanishes_with_its_records_is_refused(board, changes):
 def test_a_frozen_suite_is_not_changed(board, changes):
     path = suites.FOLDER / "tiny.json"
     path.write_text(path.read_text().replace('"title": "tiny"', '"title": "mine"'))
-    assert problems(board, changes()) == ["tiny.json: a frozen suite is not changed within its protocol"]
+    (text,) = problems(board, changes())
+    assert text.startswith("tiny.json: is changed: a frozen suite says which runs count; leave it out")
 
 
 def test_what_was_entered_is_not_changed(board, changes):
@@ -267,14 +270,32 @@ def test_a_defense_called_as_one_of_the_folders_has_no_other_rights(board, chang
     assert any("was committed and is changed" in text for where, text in found.problems if where == path)
 
 
-def test_a_changed_baseline_is_seen(board, tmp_path, changes):
-    (board / "baselines").mkdir()
-    (board / "baselines" / "tiny.json").write_text("{}")
-    assert [change.path.name for change in changes()] == ["tiny.json"]
-    change = history.Change(board / "baselines" / "tiny.json", b"", False)
-    found = check_board(board, "2026.1", [change])
-    assert found.problems == []
-    assert found.notes[-1] == f"{change.path} is changed: attacks are judged by it"
+@pytest.mark.parametrize("folder", ["suites", "baselines"])
+def test_a_submission_brings_nothing_that_it_is_judged_by(board, changes, folder):
+    path = board / folder / "mine.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text((suites.FOLDER / "tiny.json").read_text().replace('"name": "tiny"', '"name": "mine"'))
+    (text,) = problems(board, changes())
+    assert text.startswith("mine.json: is new: ")
+    assert text.endswith("; leave it out, and ask for it in an issue: maintainers make and merge it themselves")
+    if folder == "baselines":
+        (text,) = problems(board, [history.Change(path, b"{}", False)])
+        assert text.startswith("mine.json: is changed: attacks are judged by it; ")
+
+
+def test_other_files_are_noted(board, changes):
+    (board / "board.py").write_text("print('ranked')")
+    (board / "__pycache__").mkdir()
+    (board / "__pycache__" / ".gitignore").write_text("*")
+    (board / "__pycache__" / "board.pyc").write_bytes(b"x")
+    found = check_board(board, "2026.1", changes())
+    assert (found.problems, found.notes) == (
+        [],
+        [f"{board / 'board.py'} is new, and is no part of the board: review it as code"],
+    )
+    removed = history.Change(board / "check.py", b"", True)
+    (note,) = check_board(board, "2026.1", [removed]).notes
+    assert note.startswith(f"{removed.path} is removed, and is no part")
 
 
 def test_a_record_holds_nothing_that_a_terminal_obeys(board):
@@ -306,6 +327,95 @@ def test_a_new_record_must_have_attacked_the_weights_that_suites_name(board):
     assert problems(board) == []  # what was committed before stays
     edit(first, target__digest=weights[0])
     assert problems(board, [new]) == []
+
+
+# ------------------------------------------------------------------------------------- what honest users pay
+
+
+def costs(board, number=0, **changes):
+    """Edit what a record says that honest users pay, and say what is found."""
+    edit(record_files(board)[number], **{f"paid__{name}": value for name, value in changes.items()})
+    return [text for text in problems(board) if ": paid: the same defense" in text]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"l1__mean": 0.05}, "paid.l1.mean is 0.05, 0.08 in "),
+        ({"l1__mean": 0.0801}, "paid.l1.mean is 0.0801, 0.08 in "),
+        ({"l1__max": 0.6}, "paid.l1.max is 0.6, 0.5 in "),
+        ({"nll": 0.04}, "paid.nll is 0.04, 0.05 in "),
+        ({"defended_accuracy": 0.985, "argmax_changed": 0.002}, "paid.defended_accuracy is 0.985, 0.987 in "),
+        ({"shifted__l1": 0.2}, "paid.shifted.l1 is 0.2, 0.1 in "),
+    ],
+)
+def test_one_defense_of_the_same_weights_costs_the_same_whatever_the_attack(board, changes, reason):
+    (text,) = costs(board, **changes)
+    first, *others = record_files(board)
+    assert text.startswith(f"{first.name}: paid: the same defense of the same weights costs otherwise: {reason}")
+    assert any(str(other) in text for other in others)
+
+
+def test_on_another_machine_it_costs_the_same_but_for_rounding(board):
+    edit(record_files(board)[0], env__arithmetic="0123456789ab")
+    assert costs(board, l1__mean=0.0801, l1__max=0.6, nll=0.06) == []
+    (text,) = costs(board, l1__mean=0.086)
+    assert "paid.l1.mean is 0.086, 0.08 in " in text
+
+
+@pytest.mark.parametrize(
+    ("entry", "compared"),
+    [
+        ({"needs": ("surrogate",)}, True),
+        ({"needs": ("data",)}, False),
+        ({"stochastic": True, "family": "randomized"}, False),
+        ({"family": "stateful"}, False),
+        ({"family": "deterrent"}, False),
+    ],
+)
+def test_what_draws_learns_or_remembers_may_cost_otherwise_each_time(board, entry, compared):
+    access = f"access = [{', '.join(map(repr, entry.get('needs', ())))}]\n"
+    write_entry(board, BLEND.model_copy(update=entry), ENTRY + access)
+    assert len(costs(board, l1__mean=0.05)) == compared
+
+
+def test_a_flag_that_its_numbers_and_its_declaration_call_for_is_missed(board):
+    lacking = f"{record_files(board)[0].name}: flags: lacks"
+    edit(record_files(board)[0], paid__argmax_changed=0.001)
+    assert f"{lacking} {DISTORTED!r}, which its numbers call for" in problems(board)
+    edit(record_files(board)[0], flags=[DISTORTED], paid__defended_accuracy_before=0.976)
+    assert [text for text in problems(board) if "flags" in text] == [f"{lacking} {MOVED!r}, which its numbers call for"]
+
+
+def test_chance_moves_what_draws(board):
+    drawn = BLEND.model_copy(update={"stochastic": True, "family": "randomized"})
+    write_entry(board, drawn)
+    first = record_files(board)[0]
+    for before, missed in ((0.93, False), (0.91, True)):  # among 1,000 images, chance moves by up to 0.053 and 0.058
+        edit(first, paid__defended_accuracy_before=before)
+        assert [text for text in problems(board) if first.name in text and "flags: lacks" in text] == (
+            [f"{first.name}: flags: lacks {MOVED!r}, which its numbers call for"] if missed else []
+        )
+
+
+def test_labels_cost_what_their_errors_cost(board):
+    settings = tuple(each.model_copy(update={"labels_only": True}) for each in BLEND.settings)
+    write_entry(board, BLEND.model_copy(update={"settings": settings}))
+    wrong = FLOORED * 0.013
+    assert f"{record_files(board)[0].name}: paid: nll is 0.05, but labels of this accuracy have {wrong:.6g}" in (
+        problems(board)
+    )
+    for path in record_files(board):
+        edit(path, paid__nll=wrong)
+    assert problems(board) == []
+
+
+def test_code_that_was_not_committed_is_noted(board):
+    first = record_files(board)[0]
+    edit(first, env__dirty=True)
+    found = check_board(board, "2026.1")
+    assert found.problems == []
+    assert found.notes == [f"1 records are of code with changes that were not committed: {first.stem[-12:]}"]
 
 
 def test_an_unknown_commit_is_a_usage_error(board, tmp_path):
@@ -375,3 +485,46 @@ def test_the_command_exits_with_4_and_a_line_for_each_problem(board):
     assert refused.exit_code == 4
     assert refused.stdout.count("\n") == 1
     assert "Pinsker" in refused.stdout
+
+
+@pytest.mark.parametrize(
+    ("clone", "pool", "of_all", "reason"),
+    [
+        ("lenet5:norm=batch,hidden=512", "patches", None, None),
+        ("resnet34_8x", None, None, "its clone is resnet34_8x, but the suite's are of the target's architecture"),
+        ("resnet18_8x", "mnist", "resnet18_8x", None),
+        ("resnet34_8x", None, "resnet18_8x", "its clone is resnet34_8x, but all of the suite's are resnet18_8x"),
+        ("lenet5", "digits", None, "its pool digits is the target's own data, which makes it an upper bound"),
+    ],
+)
+def test_a_submitted_attack_has_the_suite_s_clone_and_images_that_are_not_the_target_s(
+    board, clone, pool, of_all, reason
+):
+    (table,) = suite().tables
+    write_suites(suites.FOLDER, suite().model_copy(update={"tables": (table.model_copy(update={"clone": of_all}),)}))
+    plain = column("crowbar")
+    (setting,) = plain.settings
+    columns = (plain.model_copy(update={"settings": (setting.model_copy(update={"clone": clone, "pool": pool}),)}),)
+    tables = (TableColumns(target="digits/lenet5", budget=20_000, columns=columns),)
+    text = ENTRY.replace('name = "blend"', 'name = "crowbar"').replace('defense = "blend"', 'attack = "crowbar"')
+    write_entry(board, AttackEntry(name="crowbar", tables=tables), text)
+    (told,) = problems(board)  # without its runs, at the least
+    if reason is None:
+        assert "none of its 6 runs" in told
+    else:
+        assert told == f"crowbar.toml: digits/lenet5, 20,000 queries: {reason}"
+
+
+def test_a_score_of_which_runs_are_missing_is_not_called_published(board, make_record):
+    columns = (column("crowbar", batch=64),)
+    resolved = AttackEntry(
+        name="crowbar", tables=(TableColumns(target="digits/lenet5", budget=20_000, columns=columns),)
+    )
+    text = ENTRY.replace('name = "blend"', 'name = "crowbar"').replace('defense = "blend"', 'attack = "crowbar"')
+    submission = read_submission(write_entry(board, resolved, text))
+    for info in runs_of(alone(suite(), submission)).values():
+        Store(board / "results").save(record_of(make_record, info, right=800))
+    record_files(board, "label_only/dualstudent")[0].unlink()
+    (note,) = [note for note in check_board(board, "2026.1").notes if "of label_only" in note]
+    assert note.startswith("crowbar steals ")
+    assert note.endswith(" so far: runs are missing)")

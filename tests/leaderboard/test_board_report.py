@@ -1,7 +1,10 @@
 import csv
+import importlib.util
 import io
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,8 +19,12 @@ from msbench.leaderboard.board_report import (
     to_markdown,
     to_rich,
 )
-from msbench.leaderboard.texts import MISSING, SIGMA, escape_latex, escape_markdown
+from msbench.leaderboard.texts import FLAGGED, MISSING, SIGMA, escape_latex, escape_markdown
 from rich.console import Console
+
+_spec = importlib.util.spec_from_file_location("board_factory", Path(__file__).with_name("board_factory.py"))
+factory = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(factory)
 
 ODD = r"a|b<i>*_`[x](y)`_*&%$#{}~^\x"
 COLUMNS = ("dfme", "maze", "dfme + argmax")
@@ -77,6 +84,11 @@ def numbers(text):
     return [float(found.replace(",", "")) for found in re.findall(r"-?\d[\d,]*\.?\d*", text)]
 
 
+def marked(line):
+    """A setting's name in a table: with a mark if anything is flagged."""
+    return line["setting"] + (f" {FLAGGED}" if line["warnings"] else "")
+
+
 def known(*values):
     return [float(value) for value in values if value != ""]
 
@@ -92,7 +104,7 @@ def test_markdown_and_csv_say_the_same_numbers(laid):
     assert len(rankings) == 2
     compared = 0
     for line in lines:
-        (row,) = [row for row in cells if row["setting"] == line["setting"]]
+        (row,) = [row for row in cells if row["setting"] == marked(line)]
         shown = row[line["attack"] + ("" if line["role"] == "ranked" else " *")]
         assert numbers(shown.partition(" (n=")[0]) == pytest.approx(
             known(line["sigma"], line["sigma_interval"]), abs=0.005001
@@ -100,7 +112,7 @@ def test_markdown_and_csv_say_the_same_numbers(laid):
         assert (f"(n={line['n']})" in shown) == (int(line["n"]) < 3)
         for ranking in rankings:
             for place in ranking:
-                if line["placed"] == "True" and place["defense"] == line["setting"]:
+                if line["placed"] == "True" and place["defense"] == marked(line):
                     compared += 1
                     assert place["rank"] == (line["rank"] or MISSING)
                     assert place["by"] == line["worst_case"]
@@ -110,6 +122,7 @@ def test_markdown_and_csv_say_the_same_numbers(laid):
                         ("drop", ("drop",), 100, 1),
                         ("L1", ("l1",), 1, 2),
                         ("shifted drop", ("shifted_drop",), 100, 1),
+                        ("shifted L1", ("shifted_l1",), 1, 2),
                         ("latency", ("latency",), 1, 2),
                     ):
                         exact = [unit * value for value in known(*(line[name] for name in names))]
@@ -170,7 +183,7 @@ def test_a_ranking_says_who_is_where_and_why_not(laid):
         ["topk:k=5", MISSING, "runs of its sweep are missing"],
     ]
     assert [row[:2] + row[-1:] for row in randomized.rows[3:]] == [
-        ["noise:scale=1", "1", "flagged"],
+        [f"noise:scale=1 {FLAGGED}", "1", "flagged"],
         [ODD, MISSING, "no setting meets both caps"],
     ]
 
@@ -179,8 +192,55 @@ def test_missing_runs_flags_and_reasons_are_told(laid, board):
     notes = next(grid.notes for grid in grids(laid) if "every setting" in grid.title)
     assert "Missing, of 3 seeds: topk:k=3 under maze (2)" in notes
     assert "Flag: looks | odd (noise:scale=1)" in notes
-    assert notes[2].startswith("Undefended accuracy 98.7 %, floor 21.4 %")
+    assert any(note.startswith("Undefended accuracy 98.7 %, floor 21.4 %") for note in notes)
     assert not any("Nothing is ranked" in note for note in notes)
+
+
+def test_what_is_flagged_is_marked_in_every_table_that_has_a_number_of_it(laid):
+    _, randomized, cells, _ = grids(laid)
+    for grid in (randomized, cells):
+        names = [row[0] for row in grid.rows]
+        assert [name for name in names if name.endswith(FLAGGED)] == [f"noise:scale=1 {FLAGGED}"]
+        assert "noise:scale=1" not in names
+    assert all(any(note.startswith(f"{FLAGGED} flagged") for note in grid.notes) for grid in list(grids(laid))[::2])
+    assert r"noise:scale=1 $\dagger$ & 1 &" in to_latex(laid)
+
+
+def test_every_cost_that_a_cap_holds_for_is_in_every_format(make_suite, make_runs, make_entry):
+    """A placement can be explained: this one lacks one because of the distance on the shifted copy alone."""
+    suite = make_suite([make_entry("mine")])
+    records = make_runs(suite, lambda setting, *_: {"clone": 0.5, "shifted": {"l1": 0.6} if setting == "mine" else {}})
+    narrow, wide = (sheets(make_board(suite, records, None), 0.01, l1) for l1 in (0.5, 1.0))
+    (*_, row), *_ = parsed(to_markdown(wide)).values()
+    assert (row["defense"], row["L1"], row["shifted L1"]) == ("mine", "0.00", "0.60")
+    (line, *_) = [line for line in to_latex(wide).splitlines() if line.startswith("mine & ")]
+    assert "& 98.7 & 0.0 & 0.00 & 0.1 & 0.60 &" in line
+    for laid, placed in ((narrow, False), (wide, True)):
+        (one,) = [each for each in json.loads(to_json(laid))["settings"] if each["setting"] == "mine"]
+        assert (one["placed"], one["l1"], one["shifted_l1"]) == (placed, 0.0, pytest.approx(0.6))
+        lines = [line for line in csv.DictReader(io.StringIO(to_csv(laid))) if line["setting"] == "mine"]
+        assert {(line["placed"], line["shifted_l1"]) for line in lines} == {(str(placed), "0.6")}
+
+
+@pytest.mark.parametrize(("seeds", "done"), [(2, 2), (2, 1), (5, 5), (5, 4)])
+def test_cells_that_lack_seeds_say_how_many_they_have(make_suite, make_runs, seeds, done):
+    suite = make_suite(seeds=range(seeds))
+    records = make_runs(suite, lambda setting, column, seed: 0.5 if setting == "none" or seed < done else None)
+    *_, cells, _ = grids(sheets(make_board(suite, records, None)))
+    shown = {row[0]: row[1] for row in cells.rows}
+    assert "(n=" not in shown["none"]
+    assert shown["label_only"].endswith(f"(n={done})") == (done < seeds)
+
+
+def test_a_share_that_does_not_exist_is_missing_and_the_legend_says_so(make_suite, make_runs):
+    suite = make_suite()
+    records = [
+        record.model_copy(update={"target": record.target.model_copy(update={"accuracy": 0.1})})
+        for record in make_runs(suite, lambda *_: 0.5)
+    ]
+    _, cells, _ = grids(sheets(make_board(suite, records, None)))
+    assert [row[1:] for row in cells.rows] == [[MISSING] * 3] * 3
+    assert f"{MISSING}: not run, or without a share, for a target that was attacked is no better" in cells.notes[0]
 
 
 def test_a_closed_table_says_why(make_suite, make_runs):
@@ -276,6 +336,33 @@ def test_two_tables_of_one_target_and_budget_stay_apart(make_suite, make_runs):
     laid = sheets(make_board(twice, make_runs(suite, lambda *_: 0.5), None))
     assert laid.cells.table.tolist() == [1] * 9 + [2] * 9
     assert len(list(csv.DictReader(io.StringIO(to_csv(laid))))) == 18
+
+
+# ---------------------------------------------------------------------------------------------- submissions
+
+
+def test_what_submitted_attacks_do_is_in_every_text(laid, board):
+    lowered = "LOWERED: storm steals 0.900 of a|b (digits/lenet5, 60,000 queries; published 0.500)"
+    storm = replace(factory.SUBMITTED[1], results=(lowered, "storm steals 0.1 of \x1b[31m"))
+    entered = replace(laid, board=replace(board, submitted=(factory.SUBMITTED[0], storm)))
+    title = "Submitted attacks: no columns yet, but this is what they do to published scores"
+    terminal, markdown = printed(to_rich(entered)), to_markdown(entered)
+    assert f"{title}\n- {lowered}\n- storm steals 0.1 of \\x1b[31m" in terminal
+    section = f"### {title}\n\n- {escape_markdown(lowered)}\n- {escape_markdown(storm.results[1])}\n"
+    assert markdown.endswith(section) and r"a\|b" in section
+    data = json.loads(to_json(entered))["submitted"]
+    assert [(each["kind"], each["results"]) for each in data] == [("defense", []), ("attack", list(storm.results))]
+    assert "Submitted attacks" not in printed(to_rich(laid)) + to_markdown(laid)
+    assert json.loads(to_json(laid))["submitted"] == []
+
+
+def test_json_says_who_submitted_what(laid, board):
+    entered = replace(laid, board=replace(board, submitted=factory.SUBMITTED))
+    for each, data in zip(factory.SUBMITTED, json.loads(to_json(entered))["submitted"], strict=True):
+        kind, results = data.pop("kind"), data.pop("results")
+        assert (kind, results) == (each.entry.kind, list(each.results))
+        assert data == each.entry.model_dump(mode="json")
+        assert data["authors"] == ["Ada Lovelace", "Alan Turing"] and data["paper"]["arxiv"] == "2611.12345"
 
 
 # ----------------------------------------------------------------------------------------------- third parties

@@ -5,7 +5,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msbench.leaderboard.check import check_files
 from msbench.leaderboard.contradictions import contradictions
+from msbench.leaderboard.flags import FRAGILE
 from msbench.leaderboard.store import Store, dumps, record_files
+
+FRAGILE_COSTS = {"images": 1000, "undefended": 0.941, "defended": 0.7, "argmax_changed": 0.241, "l1": 0.1}
 
 
 def found(root):
@@ -57,6 +60,8 @@ def test_what_the_store_writes_has_no_problem(tmp_path, make_record):
         ({"diagnostics__detection": {"flagged": 3, "refused": 0, "first_flagged": None}}, "the first of them None"),
         ({"diagnostics__detection": {"flagged": 3, "refused": 0, "first_flagged": 59_999}}, "cannot be 59999 of 60000"),
         ({"diagnostics__detection": {"flagged": 60_001, "refused": 0, "first_flagged": 1}}, "more than the 60000"),
+        ({"flags": ["the best defense there is"]}, "flags: 'the best defense there is' is none that a run gives"),
+        ({"paid__shifted": FRAGILE_COSTS}, f"flags: lacks {FRAGILE!r}, which its numbers call for"),
     ],
 )
 def test_contradictions_are_told(tmp_path, make_record, changes, problem):
@@ -109,7 +114,54 @@ def test_one_clone_cannot_have_two_seeds_and_one_target_not_two_accuracies(tmp_p
     changes = measured(1000, 980, 700)
     store.save(make_record(spec__seed=2, stolen__kl=0.63, **changes))
     (problem,) = found(tmp_path)
-    assert "the same weights have another accuracy" in problem
+    assert "target.accuracy is 0.98, 0.987 in " in problem
+
+
+def test_clones_that_have_collapsed_onto_one_class_may_be_equally_far_away(tmp_path, make_record):
+    transfer = {"epsilon": 0.3, "images": 987, "fgsm": 47 / 987, "bim": 40 / 987, "pgd": 60 / 987}
+    Store(tmp_path).save(make_record(spec__seed=0))
+    Store(tmp_path).save(make_record(spec__seed=1, stolen__transfer=transfer))
+    assert found(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"undefended": 0.631, "defended": 0.631}, "paid.shifted.undefended is 0.631, 0.941 in "),
+        ({"images": 500, "undefended": 0.942, "argmax_changed": 0.002}, "paid.shifted.images is 500, 1000 in "),
+        ({"undefended": 0.942, "argmax_changed": 0.002}, None),  # rounding decides otherwise for one image
+    ],
+)
+def test_the_shifted_copy_is_the_same_for_all_runs_of_the_same_weights(tmp_path, make_record, changes, reason):
+    store = Store(tmp_path)
+    paths = [store.save(make_record(spec__seed=seed, stolen__kl=0.61 + seed / 100)) for seed in range(3)]
+    shifted = make_record().paid.shifted.model_dump() | changes
+    # It comes first in its folder: which is the odd one does not depend on the order.
+    odd = store.save(make_record(spec__attack="a", paid__shifted=shifted))
+    assert next(iter(record_files(tmp_path))) == odd
+    told = list(check_files(record_files(tmp_path), "2026.1"))
+    if reason is None:
+        assert told == []
+        return
+    ((path, text),) = told
+    assert path == odd
+    assert text.startswith(f"target: the same weights were measured otherwise: {reason}")
+    assert any(text.endswith(str(each)) for each in paths)
+    other = make_record(spec__attack="a", paid__shifted=shifted, target__digest="cd" * 32)
+    odd.unlink()
+    store.save(other)
+    assert found(tmp_path) == []
+
+
+def test_a_flag_that_follows_from_the_numbers_is_no_problem_where_it_stands(tmp_path, make_record):
+    Store(tmp_path).save(make_record(paid__shifted=FRAGILE_COSTS, flags=[FRAGILE]))
+    assert found(tmp_path) == []
+
+
+def test_records_of_before_flags_were_sentences_keep_theirs(tmp_path, make_record):
+    flags = ["defended accuracy moved by +2.00% during the attack"]
+    Store(tmp_path).save(make_record(schema_version=3, flags=flags, paid__shifted=None))
+    assert found(tmp_path) == []
 
 
 def test_real_records_have_no_problem():

@@ -1,8 +1,12 @@
+from dataclasses import replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from msbench.leaderboard.board import make_board
 from msbench.leaderboard.figures import LOOKS, costs, curves, figures, heat
+from msbench.leaderboard.record import CurvePoint
+from msbench.leaderboard.texts import FLAGGED, MISSING
 
 NAMES = ["1-digits-lenet5-60000-queries", "1-digits-lenet5-60000-cost", "1-digits-lenet5-60000-heat"]
 
@@ -43,6 +47,53 @@ def test_curves_are_the_boards(board):
     assert set(right.get_legend_handles_labels()[1]) == {"control", "deterministic", "randomized"}
 
 
+def test_a_band_goes_from_the_lowest_seed_to_the_highest(make_suite, make_runs):
+    suite = make_suite()
+
+    def found(setting, column, seed):
+        points = [(100, 0.2 + seed / 10), (1000, 0.5 + seed / 20)]
+        curve = [CurvePoint(queries=q, clone_accuracy=a, agreement=a, defended_accuracy=1) for q, a in points]
+        return {"clone": 0.6, "curve": curve}
+
+    board = make_board(suite, make_runs(suite, found), None)
+    left, right = curves(board.tables[0], tier(board)).axes
+    assert (len(left.collections), len(right.collections)) == (3, 3)  # attacks; and controls, the only ones placed
+    for band in (*left.collections, *right.collections):
+        corners = {(round(x), round(y, 6)) for x, y in band.get_paths()[0].vertices}
+        assert corners == {(100, 0.2), (100, 0.4), (1000, 0.5), (1000, 0.6)}
+        assert band.get_alpha() > 0
+
+
+def flag(board, *settings):
+    """The board's table, with something flagged of these settings."""
+    (table,) = board.tables
+    rows = (replace(row, flags=("odd",)) if row.setting in settings else row for row in table.rows)
+    return replace(table, rows=tuple(rows))
+
+
+def test_what_is_flagged_is_marked_in_every_figure(board):
+    table = flag(board, "topk:k=5", "topk:k=3")
+    _, right = curves(table, tier(board)).axes
+    dashed = [line.get_xydata()[-1, 1] for line in right.lines if line.get_linestyle() == "--"]
+    assert dashed == pytest.approx([table.rows[3].scores[0].curve[-1][1]])
+    assert right.get_title().endswith(f"(dashed: flagged {FLAGGED})")
+    for axes, cost in zip(costs(table).axes, (0.0, 0.2), strict=True):
+        (rings,) = axes.collections
+        assert rings.get_offsets().tolist() == [pytest.approx([cost, 1 - (0.31 - 0.1) / 0.887])]
+        assert f"flagged {FLAGGED}" in axes.get_legend_handles_labels()[1]
+        assert f"topk:k=5 {FLAGGED}" in {text.get_text() for text in axes.texts}
+    names = [label.get_text() for label in heat(table).axes[0].get_yticklabels()]
+    assert names[-3:] == [f"topk:k=5 {FLAGGED}", f"topk:k=3 {FLAGGED}", "$x_1$"]
+    assert f"{FLAGGED}: flagged" in heat(table).get_supxlabel()
+
+
+def test_where_nothing_is_flagged_no_figure_says_so(board):
+    (table,) = board.tables
+    _, right = curves(table, tier(board)).axes
+    assert FLAGGED not in right.get_title()
+    assert not any(axes.collections for axes in costs(table).axes)
+
+
 def test_every_complete_setting_is_drawn_at_what_it_costs(board):
     table = board.tables[0]
     left, right = costs(table).axes
@@ -67,6 +118,10 @@ def test_the_heat_map_says_what_is_missing(board):
     assert len(axes.texts) == 6 * 3
     image = axes.images[0].get_array()
     assert image[3].tolist() == pytest.approx([(0.31 - 0.1) / 0.887] * 3)
+    texts = np.reshape([text.get_text() for text in axes.texts], (6, 3)).tolist()
+    assert texts[3] == ["0.24"] * 3
+    assert texts[4] == ["0.69", "0.69 (n=2)", "0.69"]
+    assert f"{MISSING}: not run, or without a share" in heat(board.tables[0]).get_supxlabel()
 
 
 def test_the_heat_map_marks_all_that_tie_and_nobody_where_nothing_was_stolen(make_suite, make_runs, make_entry):

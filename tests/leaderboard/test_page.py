@@ -4,7 +4,6 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
-from statistics import median
 
 import pytest
 from msbench.leaderboard.board import SHOWN_FIRST, Board
@@ -221,7 +220,7 @@ def test_tooltips_of_pointer_and_keys_say_what_the_board_says(page: Page, board:
     share = row.scores[row.worst].sigma
     cost = f"{100 * row.drop:.1f} points lost, L1 {row.l1:.2f}"
     assert page.tip() == (
-        f"{row.setting} against {table.columns[row.worst].label}\n"
+        f"{row.name} against {table.columns[row.worst].label}\n"
         f"\N{GREEK SMALL LETTER SIGMA} {share.mean:.2f} ± {share.half:.2f}, {cost}"
     )
     dot.click()
@@ -248,7 +247,7 @@ def test_where_nothing_was_stolen_a_tooltip_names_no_attack(chromium, tmp_path: 
     page.run("arguments[0].focus()", mark)
     row = table.rows[3]
     cost = f"{100 * row.drop:.1f} points lost, L1 {row.l1:.2f}"
-    assert page.tip() == f"{row.setting}\n\N{GREEK SMALL LETTER SIGMA} 0.00 ± 0.00, {cost}"
+    assert page.tip() == f"{row.name}\n\N{GREEK SMALL LETTER SIGMA} 0.00 ± 0.00, {cost}"
     page.check_quiet()
 
 
@@ -324,15 +323,18 @@ def test_a_thousand_settings_are_sorted_in_a_tenth_of_a_second(chromium, tmp_pat
     names = tuple(f"defense_{i}" for i in range(250))
     page = Page(chromium, write(tmp_path, factory.board_of(factory.make_table(names=names, settings=4))))
     assert page.run("return document.querySelectorAll('.heat tbody tr').length") > 1000
-    sort_five = (
-        "const table = document.querySelector('.heat'), times = [];"
+    assert page.run("return document.querySelectorAll('.heat thead button').length") == 8
+    sort_both_ways = (
+        "const table = document.querySelector('.heat'), best = [Infinity, Infinity];"
         "table.scrollIntoView();"
-        "for (const i of [3, 0, 1, 4, 2]) {"
+        "for (let tries = 0; tries < 25 && Math.max(...best) > 100; tries++) for (const way of [0, 1]) {"
         "  const start = performance.now();"
-        "  table.querySelectorAll('thead button')[i].click(); table.offsetHeight;"
-        "  times.push(performance.now() - start);"
-        "} return times"
+        "  table.querySelectorAll('thead button')[arguments[0]].click(); table.offsetHeight;"
+        "  best[way] = Math.min(best[way], performance.now() - start);"
+        "} return best"
     )
-    # The layout is part of it. One of some tries must do, for others may be at work on the machine.
-    assert any(median(page.run(sort_five)) <= 100 for _ in range(8))
+    # The layout is part of it. The fastest of some tries counts, for others may be at work on the machine: they make
+    # no sort faster than it is.
+    best = {column: page.run(sort_both_ways, column) for column in range(8)}
+    assert {column: times for column, times in best.items() if max(times) > 100} == {}
     page.check_quiet()

@@ -218,7 +218,7 @@ def test_target_at_chance_has_no_worst_case(make_record):
 
 
 @given(outcomes, outcomes)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_another_attack_never_improves_a_defense(runs, before, after):
     known = shares(runs(before))
     with_more = shares(runs(before) + runs([(d, f"new_{a}", r, s, x) for d, a, r, s, x in after]))
@@ -226,7 +226,7 @@ def test_another_attack_never_improves_a_defense(runs, before, after):
 
 
 @given(outcomes, outcomes)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_another_defense_changes_no_other(runs, before, after):
     known = shares(runs(before))
     with_more = shares(runs(before) + runs([(f"new_{d}", a, r, s, x) for d, a, r, s, x in after]))
@@ -234,7 +234,7 @@ def test_another_defense_changes_no_other(runs, before, after):
 
 
 @given(outcomes, st.randoms())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_order_of_records_is_irrelevant(runs, outcomes, random):
     records = runs(outcomes)
     shuffled = random.sample(records, len(records))
@@ -246,7 +246,7 @@ def test_order_of_records_is_irrelevant(runs, outcomes, random):
 
 
 @given(outcomes)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_frame_is_complete_and_marks_each_worst_case_once(runs, outcomes):
     known = cells(runs(outcomes))
     scores = frame(known)

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msbench.errors import UsageError
 from msbench.leaderboard.board import L1_CAPS, SHOWN_FIRST, Board
+from msbench.leaderboard.board_entries import Submitted
 from msbench.leaderboard.board_report import grids, sheets, to_markdown
 from msbench.leaderboard.scoring import RANK
-from msbench.leaderboard.site import render_page
+from msbench.leaderboard.site import RECORDS, render_page, render_records
 from msbench.leaderboard.site_charts import attack_curves, defense_curves, pareto, scatters
 
 _spec = importlib.util.spec_from_file_location("board_factory", Path(__file__).with_name("board_factory.py"))
@@ -26,6 +27,7 @@ HOSTILE = (
     '<script>alert(1)</script><img src=x onerror=alert(2)>" onmouseover="alert(3)" x="\' onfocus=\'alert(4)'
     "</style></title></textarea><!--<script>]]>{{ 7 * 7 }}{% raw %}javascript:alert(5)"
 )
+NOTHING, MARK = "\N{EN DASH}", " \N{DAGGER}"
 
 
 class Page(HTMLParser):
@@ -85,7 +87,48 @@ def test_no_element_and_no_attribute_comes_of_a_stranger_s_text(board: Board) ->
     for tag, attributes in hostile.elements:
         for name, value in attributes.items():
             if name in {"href", "src"}:
-                assert re.match(r"#|board\.csv$|data:,$", value), (tag, value)
+                assert re.match(r"#|board\.csv$|records\.html#t\d-d\d+$|data:,$", value), (tag, value)
+
+
+def test_nor_does_any_in_the_list_of_records(board: Board) -> None:
+    harmless, hostile = (
+        Page(render_records([factory.every_text(board, lambda _, text=text: text)], paths={"x": "x"}))
+        for text in ("harmless", HOSTILE)
+    )
+    assert shape(hostile) == shape(harmless)
+    assert sum(HOSTILE in word for word in hostile.words) > 20
+    assert hostile.scripts == []
+    assert {each["href"] for _, each in hostile.elements if "href" in each} == {"data:,", "index.html"}
+
+
+OFFSITE = [
+    "javascript:alert(1)", "JavaScript:alert(1)", " https://example.org", "java\nscript:alert(1)", "//example.org",
+    "data:text/html,<script>alert(1)</script>", "http://example.org/code", "https:javascript:alert(1)", HOSTILE,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", OFFSITE)
+def test_a_stranger_s_address_that_is_not_https_is_shown_and_is_no_link(board: Board, url: str) -> None:
+    page = Page(render(submitted_with(board, code=url, paper=factory.SUBMITTED[0].entry.paper.model_copy(
+        update={"url": url}
+    ))))  # fmt: skip
+    assert not [each["href"] for _, each in page.elements if each.get("href", "#")[0] not in "#rbd"]
+    assert page.text.count(" ".join(url.split())) >= 2 * 3  # a defense of two tables, and an attack
+
+
+def test_a_stranger_s_https_address_is_a_link_that_says_nothing_and_nothing_but_a_link(board: Board) -> None:
+    pages = [Page(render(submitted_with(board, code=f"https://example.org/{text}"))) for text in ("harmless", HOSTILE)]
+    assert shape(pages[0]) == shape(pages[1])
+    for page, text in zip(pages, ("harmless", HOSTILE), strict=True):
+        (link,) = {tuple(each.items()) for tag, each in page.elements if text in each.get("href", "")}
+        assert dict(link) == {"href": f"https://example.org/{text}", "rel": "noopener noreferrer nofollow"}
+        assert len(page.scripts) == 2
+
+
+def submitted_with(board: Board, **changes) -> Board:
+    """The board with these words in what was submitted to it."""
+    submitted = (dataclasses.replace(each, entry=each.entry.model_copy(update=changes)) for each in board.submitted)
+    return dataclasses.replace(board, submitted=tuple(submitted))
 
 
 def test_every_text_of_a_board_is_hostile_in_that_test(board: Board) -> None:
@@ -139,7 +182,7 @@ def test_without_scripts_every_score_of_the_board_can_be_read(board: Board) -> N
                 for column, score in zip(table.columns, row.scores, strict=True)
                 if column.role == "ranked"
             ]
-            line = " ".join([row.setting, f"{100 * row.drop:.1f}", f"{row.l1:.2f}", *shares])
+            line = " ".join([row.setting + MARK * bool(row.flags), f"{100 * row.drop:.1f}", f"{row.l1:.2f}", *shares])
             assert line in text
 
 
@@ -161,6 +204,108 @@ def test_the_ranking_is_the_shown_tier_s(board: Board) -> None:
             mine = [i for i, entry in enumerate(table.defenses) if entry.family == family]
             of_family = [each for place, each in zip(tier.placed, expected, strict=True) if place.defense in mine]
             assert [each for each in lines if each in of_family] == of_family
+
+
+def cards_of(html: str, table: int = 0) -> list[str]:
+    """The cards of a table's defenses, in its order."""
+    section = html.split("<h3>The defenses</h3>")[table + 1].partition("</section>")[0]
+    return section.split('<details class="card"')[1:]
+
+
+def test_a_card_says_who_submitted_its_defense_and_no_other_does(board: Board) -> None:
+    names = [entry.name for entry in board.tables[0].defenses]
+    facts = {name: Page(f"<p {card}").text for name, card in zip(names, cards_of(render(board)), strict=True)}
+    said = (
+        "Submitted The idea of topk, by Ada Lovelace, Alan Turing, 2026-11-22 "
+        "Code https://example.org/topk/tree/v1 License MIT "
+        "Paper On topk, arXiv 2611.12345, https://example.org/topk.pdf "
+        "Auxiliary data CIFAR-100, training split; TinyImages"
+    )
+    assert said in facts.pop("topk")
+    assert not [name for name, text in facts.items() if "Submitted" in text or "License" in text]
+    bare = submitted_with(board, paper=None, auxiliary=())
+    text = Page(f"<p {cards_of(render(bare))[names.index('topk')]}").text
+    assert "License MIT Setting" in text
+
+
+def test_submitted_attacks_say_whose_they_are_and_what_they_lower(board: Board) -> None:
+    section = render(board).partition('<section id="attacks">')[2].partition("</section>")[0]
+    text = Page(section).text
+    assert "storm Attack storm.py:Plugin Recoveries none Suite ci Needs auxiliary Submitted The idea of storm" in text
+    assert "Ada Lovelace, Alan Turing, 2026-11-22 Code https://example.org/storm/tree/v1 License MIT Paper" in text
+    assert "TinyImages LOWERED: storm steals 0.900 of topk:strength=0.1 (published 0.800)" in text
+    assert 'id="attacks"' not in render(dataclasses.replace(board, submitted=board.submitted[:1]))
+    fresh = Submitted(entry=board.submitted[1].entry, results=())
+    assert "No setting was attacked with all seeds yet." in render(dataclasses.replace(board, submitted=(fresh,)))
+
+
+def test_a_card_holds_its_flags_and_the_command_that_runs_its_worst_case_again(board: Board) -> None:
+    for number, table in enumerate(board.tables):
+        cards = [Page(f"<p {card}").text for card in cards_of(render(board), number)]
+        placed = {place.row for tier in table.tiers for place in tier.placed}
+        flagged = 0
+        for i, row in enumerate(table.rows):
+            for flag in row.flags:
+                flagged += 1
+                found = re.search(re.escape(flag) + r" \((.*?)\)", cards[row.defense])
+                assert row.setting in found[1].split(", ")
+            if i in placed:
+                assert row.reproduce in cards[row.defense]
+        assert flagged > 1
+        for defense, card in enumerate(cards):
+            mine = [row for row in table.rows if row.defense == defense]
+            assert "The worst cases again: msbench run " in card
+            assert ("answers depend on the batch" in card) == any(row.flags for row in mine)
+
+
+def test_all_records_are_linked_from_a_list_that_every_card_leads_to(board: Board) -> None:
+    html, listed = render(board), render_records([board], paths=factory.paths_of(board))
+    for number, table in enumerate(board.tables):
+        links = re.findall(rf'<a href="{RECORDS}#(t{number}-d\d+)">', html)
+        assert links == [f"t{number}-d{defense}" for defense in range(len(table.defenses))]
+        for defense in range(len(table.defenses)):
+            body = listed.partition(f'<tbody id="t{number}-d{defense}">')[2].partition("</tbody>")[0]
+            runs = [
+                run
+                for row in table.rows
+                if row.defense == defense
+                for score in row.scores
+                for run in (score.run_ids if score else ())
+            ]
+            assert re.findall(r'<a href="records/digits/lenet5/[^"]*-(\w{12})\.json">', body) == runs
+            assert len(runs) >= 3 * 4
+    assert (Page(listed).text.count(" none "), "<script" in listed) == (2, False)
+
+
+def test_what_is_flagged_is_marked_wherever_a_number_of_it_stands(board: Board) -> None:
+    html, table = render(board), board.tables[0]
+    flagged = {i for i, row in enumerate(table.rows) if row.flags}
+    assert 0 < len(flagged) < len(table.rows) - 3
+    for name in ("ranking", "heat"):
+        part = re.findall(rf'<table class="sortable {name}".*?</table>', html, re.DOTALL)[0]
+        lines = re.findall(r'<tr data-row="(\d+)".*?<th scope="row"><a[^>]*>(.*?)</a>', part)
+        assert lines
+        assert all(text == table.rows[int(i)].setting + MARK * (int(i) in flagged) for i, text in lines)
+    names = [name for card in cards_of(html) for name in re.findall(r'<tr><th scope="row">(.*?)<td>', card)]
+    assert names == [row.setting + MARK * bool(row.flags) for row in table.rows]
+    tiers = re.findall(r'<table class="tiers".*?</table>', html, re.DOTALL)[0]
+    marked = 0
+    for line, defense in zip(tiers.split("<tr data-defense=")[1:], range(len(table.defenses)), strict=True):
+        cells = [cell.strip() for cell in re.findall(r"<td>([^<]*)", line)]
+        for cell, tier in zip(cells, sorted(table.tiers, key=lambda tier: (tier.drop, tier.l1)), strict=True):
+            (row,) = [place.row for place in tier.placed if place.defense == defense]
+            assert cell.endswith(MARK) == (row in flagged)
+            marked += row in flagged
+    assert marked
+    for kind in ("drop", "l1"):
+        chart = re.findall(rf'<svg [^>]*data-kind="{kind}".*?</svg>', html, re.DOTALL)[0]
+        dots = re.findall(r'<circle( class="[^"]*")? data-row="(\d+)"', chart)
+        assert {int(row) for classes, row in dots if "flagged" in classes} == flagged
+    chart = re.findall(r'<svg [^>]*data-kind="defenses".*?</svg>', html, re.DOTALL)[0]
+    lines = re.findall(r'<path class="line ([^"]*)" data-row="(\d+)"', chart)
+    assert {int(row) for classes, row in lines if "flagged" in classes} == flagged & {int(row) for _, row in lines}
+    assert Page(html).text.count(f"{MARK.strip()} flagged") == 3 * len(board.tables)
+    assert f"Flagged{MARK}" in html
 
 
 def cells_of(html: str, line: str) -> list[str]:
@@ -305,5 +450,8 @@ def test_curves_go_through_their_milestones(board: Board) -> None:
         assert line.readings.split() == [f"{queries}:{100 * accuracy:.1f}" for queries, accuracy in score.curve]
         heights = [float(pair.split(",")[1]) for pair in line.path[1:].split("L")]
         assert [(286 - y) / 272 for y in heights] == pytest.approx([accuracy for _, accuracy in score.curve], abs=0.001)
+        low, high = zip(*score.band, strict=True)
+        edges = [(286 - float(pair.split(",")[1])) / 272 for pair in line.band[1:-1].split("L")]
+        assert edges == pytest.approx([*low, *high[::-1]], abs=0.001)
     heights = sorted(line.label_y for line in attack_curves(table).lines)
     assert all(after - before >= 13.9 for before, after in pairwise(heights))

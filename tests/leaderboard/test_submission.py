@@ -1,5 +1,8 @@
 """From a scaffold to a checked board: entry, submit, check, with records that were made up for the occasion."""
 
+import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from msbench.benchmark.submission import collect, misstated
 from msbench.benchmark.suite import defense_entry
 from msbench.leaderboard import baseline, suites
 from msbench.leaderboard.board_check import runs_of
+from msbench.leaderboard.contradictions import FLOORED
 from msbench.leaderboard.entries import AttackEntry, Submission, TableColumns, alone, read_entry, read_submission
 from msbench.leaderboard.store import Store
 
@@ -27,6 +31,7 @@ def entry(tmp_path, monkeypatch):
     """An entry of a defense that was just scaffolded, filled in; the board is empty."""
     monkeypatch.setattr(suites, "FOLDER", tmp_path / "board" / "suites")
     monkeypatch.setattr(baseline, "FOLDER", tmp_path / "baselines")
+    subprocess.run(["git", "init", "-q"], check=True)
     write_suites(suites.FOLDER, suite(defense_entry("none"), defense_entry("label_only")))
     assert call("new", "defense", "blue_moon").exit_code == 0
     written = call("leaderboard", "entry", "--suite", "tiny", "--defense", SPEC, "--output", "entry.toml")
@@ -49,7 +54,8 @@ def runs(entry, make_record, store="runs", skip=0):
     """Make up the runs that an entry's suite asks for, but for the first few."""
     bundle = collect(entry, Store("nothing"), Path("board"))
     for info in list(runs_of(alone(bundle.suite, bundle.submission)).values())[skip:]:
-        Store(store).save(record_of(make_record, info))
+        labels = {"paid__nll": FLOORED * 0.013} if info.defense.name == "label_only" else {}
+        Store(store).save(record_of(make_record, info, **labels))
 
 
 def submit(entry, *more):
@@ -93,6 +99,51 @@ def test_submit_then_check(entry, make_record):
     assert checked.exit_code == 0, checked.output
     assert "9 records and 1 entries checked, 0 problems" in checked.stderr
     assert submit(entry).exit_code == 0  # the same again changes nothing
+
+
+def test_a_board_that_git_does_not_keep_is_not_written_into(entry, make_record):
+    runs(entry, make_record)
+    Path(".gitignore").write_text("/board/\n")
+    ignored = submit(entry)
+    Path(".gitignore").unlink()
+    shutil.rmtree(".git")
+    for refused in (ignored, submit(entry)):
+        assert refused.exit_code == 2
+        assert "board is in no git checkout: give --board DIR, the folder leaderboard of your clone" in refused.stderr
+        assert refused.stdout == ""
+    assert not Path("board/entries").exists()
+    assert submit(entry, "--dry-run").exit_code == 0
+
+
+def test_the_pages_of_a_committed_board_are_built_again_and_committed_too(entry, make_record):
+    runs(entry, make_record)
+    pages = Path("docs/board")
+    pages.mkdir(parents=True)
+    (pages / "board.json").write_text(json.dumps({"suite": "another"}))
+    assert "docs/board" not in submit(entry).stdout
+    (pages / "board.json").write_text(json.dumps({"suite": "tiny"}))
+    assert submit(entry).stdout.splitlines()[:3] == [
+        "git switch -c blue-moon",
+        "msbench leaderboard build --suite tiny --board board --out docs/board",
+        "git add board/entries/blue-moon.* board/results docs/board",
+    ]
+
+
+def test_an_entry_of_one_suite_is_not_replaced_by_that_of_another(entry, make_record):
+    runs(entry, make_record)
+    assert submit(entry).exit_code == 0
+    before = Path("board/entries/blue-moon.toml").read_text()
+    frozen = suite(defense_entry("none"), defense_entry("label_only")).model_copy(update={"name": "second"})
+    write_suites(suites.FOLDER, frozen)
+    fill_in(entry, suite="second")
+    refused = submit(entry)
+    assert refused.exit_code == 2
+    assert "blue-moon.toml is of the suite tiny, and an entry is of one" in refused.stderr
+    assert "enter second under another name, blue-moon-second say" in refused.stderr
+    assert Path("board/entries/blue-moon.toml").read_text() == before
+    fill_in(entry, name="blue-moon-second")
+    assert submit(entry).exit_code == 0
+    assert Path("board/entries/blue-moon.toml").read_text() == before
 
 
 def test_a_committed_run_or_another_s_name_is_not_replaced(entry, make_record):
