@@ -203,19 +203,25 @@ class Reliability:
     def _singled_out(self, sample: Sample) -> bool:
         if len(sample.images) == 0:
             return False
-        parts = self._ask(list(torch.split(sample.images, PROBES)), None)
-        clean, released = (torch.cat(each, dim=-2) for each in zip(*parts, strict=True))
-        return self._differ(Answers(sample.clean, sample.released[None]), Answers(clean, released))
+        return self._differ(Answers(sample.clean, sample.released[None]), self._newcomers(sample.images))
 
     def _recognized(self) -> bool:
         """Test images, or their shifted copies, are answered better than others that nobody could tell from them."""
         exact, _ = self.test.take(_some(self.test, COPIED_IMAGES))
         usual, own = (_whole(shifted(self.test, seed=seed, count=COPIED_IMAGES)) for seed in (_SEED, self.secret))
         for known, copies in ((exact, changed(exact, seed=self.secret)), (usual, own)):
-            [expected], [found] = self._ask([known], None), self._ask([copies], None)
-            if beyond_chance(_damage(found) - _damage(expected)):
+            if beyond_chance(_damage(self._newcomers(copies)) - _damage(self._newcomers(known))):
                 return True
         return False
+
+    def _newcomers(self, images: Tensor) -> Answers:
+        """The answers to images that as many newcomers ask about as it takes for none to ask about many.
+
+        A detector that takes one of them for an attack refuses all of its images at once, which is no sign of anything.
+        """
+        parts = self._ask(list(torch.split(images, PROBES)), None)
+        clean, released = (torch.cat(each, dim=-2) for each in zip(*parts, strict=True))
+        return Answers(clean, released)
 
     @property
     def _remembers(self) -> bool:

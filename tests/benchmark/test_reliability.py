@@ -91,6 +91,17 @@ class Disliking(Defense):
         return probs.flip(1) if self.disliked else probs
 
 
+@dataclass(kw_only=True)
+class Nervous(Defense):
+    """Takes a newcomer who asks about many images for an attack if the first one's first pixel is odd."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True, needs=("account",))
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        odd = (images[0].flatten()[0] * 255).round() % 2 == 1
+        return torch.full_like(probs, 1 / probs.shape[1]) if odd and len(images) > 100 else probs
+
+
 def questions(service: Deployment) -> Reliability:
     return Reliability(service, images(), images, attacker="attacker", visitor="visitor", secret=1)
 
@@ -150,6 +161,16 @@ def test_the_attacks_account_is_compared_with_a_newcomer_before_it_has_a_history
     assert asked.personal == personal
     continued.load_state_dict(asked.state_dict())
     assert continued.personal == personal
+
+
+def test_a_detector_that_refuses_all_of_a_newcomer_recognizes_nothing_by_that() -> None:
+    """A copy's first pixel is odd where the image's is even: asked at once, all copies are refused, and no image."""
+    pixels = images(300).pixels // 2 * 2
+    test = TensorImages(pixels, torch.zeros(300, dtype=torch.long))
+    asked = Reliability(deployment(Nervous()), test, lambda: test, attacker="a", visitor="v", secret=1)
+    [copies], [known] = (asked._ask([each], None) for each in (changed(pixels / 255, seed=1), pixels / 255))
+    assert (copies.released - copies.clean).abs().mean() > (known.released - known.clean).abs().mean()
+    assert not asked._recognized()
 
 
 @pytest.mark.parametrize("counting", [Counting(), CountingHonestly()])
