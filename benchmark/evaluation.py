@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -119,14 +119,19 @@ class Evaluator:
             state_bytes=_size(self.deployment.defense.state_dict()),
         )
 
-    def diagnostics(self, traffic: Traffic, attack: dict[str, float]) -> Diagnostics:
-        """What the attack asked about; its own numbers are kept where they are finite."""
+    def diagnostics(self, traffic: Traffic, attack: dict[str, float], auxiliary: Iterable[str] = ()) -> Diagnostics:
+        """What the attack asked about; its own numbers are kept where they are finite.
+
+        Args:
+            auxiliary: data sets that the defense was given.
+        """
         return Diagnostics(
             label_histogram=traffic.label_histogram(),
             label_entropy=traffic.label_entropy(),
             query_distance=self._nearest(traffic.last),
             attack={name: value for name, value in attack.items() if math.isfinite(value)},
             detection=traffic.detection(),
+            auxiliary=sorted(set(auxiliary)),
         )
 
     def latency_ratio(self) -> dict[str, float]:

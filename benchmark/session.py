@@ -43,7 +43,7 @@ from ..leaderboard.record import (
 from ..leaderboard.store import Store
 from ..targets.architectures import build_clone
 from ..targets.blackbox import BlackBox
-from ..targets.datasets.base import Images
+from ..targets.datasets.base import Dataset, Images
 from ..targets.target import Target
 from ..targets.training import recipe_for
 from ..targets.zoo import Loaded, load_target, parse_target
@@ -104,6 +104,7 @@ class Session:
         self.loaded: Loaded | None = None
         self.box: BlackBox | None = None
         self.final: nn.Module | None = None
+        self.auxiliary: list[str] = []
 
     def steps(self, data_dir: Path, download: bool) -> Steps:
         """The run, see `run`, step by step of its attack."""
@@ -159,7 +160,7 @@ class Session:
                 seed=info.defense_seed,
                 target=lambda: own,
                 data=data,
-                auxiliary=lambda name: open_images(auxiliary(dataset, name), split="train", download=download),
+                auxiliary=lambda name: open_images(self._given(dataset, name), split="train", download=download),
                 recipe=recipe_for(dataset.label()),
             ).granted(self.plan.defense)
         )
@@ -205,6 +206,12 @@ class Session:
                 pool=open_images(pool, split="train", download=download) if pool else None,
             ),
         )
+
+    def _given(self, dataset: Dataset, name: str) -> Dataset:
+        """The auxiliary data set of that name, noted."""
+        given = auxiliary(dataset, name)
+        self.auxiliary.append(given.identity())
+        return given
 
     def _questions(self, data: Callable[[], Images]) -> Reliability:
         """Those of this run: no defense can know its accounts and copies."""
@@ -313,7 +320,7 @@ class Session:
             sections = {
                 "stolen": stolen,
                 "paid": paid,
-                "diagnostics": self.evaluator.diagnostics(self.traffic, own),
+                "diagnostics": self.evaluator.diagnostics(self.traffic, own, self.auxiliary),
                 "flags": self.reliability.flags(self.traffic, paid, self.evaluator.accuracy),
             }
             latency = self.evaluator.latency_ratio()

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -34,6 +34,7 @@ _SINCE: dict[int, dict[str, tuple[str, ...]]] = {
     3: {"paid": ("flagged", "refused"), "diagnostics": ("detection",)},
     4: {"paid": ("shifted",)},
     5: {"env": ("arithmetic",)},
+    6: {"diagnostics": ("auxiliary",)},
 }
 """Which keys of which sections came with which version."""
 
@@ -245,6 +246,8 @@ class Diagnostics(_Section):
     """The attack's own numbers at the end."""
     detection: Detection | None = None
     """Null for a defense that detects nothing."""
+    auxiliary: list[str] = []
+    """Data sets beside the target's own that the defense was given, each in full where the defense says ``pool``."""
 
 
 class Timing(_Section):
@@ -293,7 +296,7 @@ class ErrorInfo(_Section):
 class Record(_Section):
     """One run."""
 
-    schema_version: Literal[2, 3, 4, 5] = 5
+    schema_version: Literal[2, 3, 4, 5, 6] = 6
     """Version 2 knew no detection: its records lack what a defense flagged and refused. Version 3 knew no shifted
     copy of the test set, and flagged nothing but a top class or an accuracy that changed."""
     protocol: str

@@ -85,6 +85,19 @@ class Curious(Defense):
 
 
 @dataclass(kw_only=True)
+class Helped(Defense):
+    """Looks at the images that the target's data set declares as unrelated."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=True, needs=("auxiliary", "queries"))
+
+    def prepare(self, context: DefenseContext) -> None:
+        context.auxiliary("pool")
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        return probs
+
+
+@dataclass(kw_only=True)
 class Greedy(Untrained):
     """Asks for one more image than is left."""
 

@@ -58,6 +58,12 @@ def test_a_run_is_recorded_in_full(steal: Steal, store: Store, ear: Any) -> None
     assert ear.phases[-1] == "measuring"
 
 
+def test_data_that_a_defense_was_given_are_recorded_in_full(steal: Steal) -> None:
+    given, none = steal(replace(NOISE, defense=misbehaving("Helped"))), steal(NOISE)
+    assert given.diagnostics is not None and none.diagnostics is not None
+    assert (given.diagnostics.auxiliary, none.diagnostics.auxiliary) == (["patches"], [])
+
+
 def test_the_numbers_are_those_of_the_target_and_of_the_last_milestone(steal: Steal) -> None:
     record = steal(NOISE)
     loaded = load_target("digits/lenet5")

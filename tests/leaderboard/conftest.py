@@ -18,7 +18,7 @@ def _component(spec: str) -> dict[str, Any]:
 def _defaults() -> dict[str, Any]:
     distance = {"mean": 0.08, "p95": 0.2, "max": 0.5}
     return {
-        "schema_version": 5,
+        "schema_version": 6,
         "protocol": "2026.1",
         "status": "done",
         "spec": {

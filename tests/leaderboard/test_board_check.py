@@ -13,6 +13,7 @@ from msbench.leaderboard.board_check import check_board, runs_of
 from msbench.leaderboard.contradictions import FLOORED
 from msbench.leaderboard.entries import AttackEntry, TableColumns, alone, read_submission, with_defenses
 from msbench.leaderboard.flags import DISTORTED, MOVED
+from msbench.leaderboard.record import SCHEMA_VERSION
 from msbench.leaderboard.store import Store
 from msbench.leaderboard.verification import threshold
 
@@ -310,7 +311,7 @@ def test_a_new_record_of_an_old_schema_is_refused(board, changes):
     first.unlink()
     added = [change for change in changes() if not change.removed]
     assert added == []
-    first.write_text(text.replace('"schema_version": 5', '"schema_version": 3'))
+    first.write_text(text.replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 3'))
     new = history.Change(first, None, False)
     assert any("is new, but of schema version 3" in text for text in problems(board, [new]))
 

@@ -28,7 +28,7 @@ def changed(record, **changes):
     return json.dumps(data)
 
 
-@pytest.mark.parametrize("version", [2, 3, 4, 5])
+@pytest.mark.parametrize("version", [2, 3, 4, 5, 6])
 def test_golden_record_of_every_version_survives_byte_for_byte(version):
     text = (GOLDEN / f"record-v{version}.json").read_text(encoding="utf-8")
     record = loads(text)
@@ -41,6 +41,7 @@ def test_what_an_earlier_version_did_not_know_is_null():
     assert (old.paid.flagged, old.paid.refused, old.diagnostics.detection) == (None, None, None)
     assert load(GOLDEN / "record-v3.json").paid.shifted is None
     assert load(GOLDEN / "record-v4.json").env.arithmetic is None
+    assert load(GOLDEN / "record-v5.json").diagnostics.auxiliary == []
 
 
 def test_canonical_text_is_sorted_indented_and_ends_with_one_newline(make_record):
@@ -58,7 +59,7 @@ def test_canonical_text_is_sorted_indented_and_ends_with_one_newline(make_record
         ({"stolen__agreement": 1.01}, "stolen.agreement: "),
         ({"stolen__agreement": "0.79"}, "stolen.agreement: Input should be a valid number"),
         ({"spec__attack__params": {"lr": [float("inf")]}}, "spec.attack.params: inf is not a JSON number"),
-        ({"schema_version": 6}, "schema_version: "),
+        ({"schema_version": 7}, "schema_version: "),
         ({"protocol": "2020.1"}, "protocol 2020.1 is not spec.protocol"),
         ({"budget__spent": 60_001}, "spent 60001 queries"),
         ({"paid": None}, "done needs target, stolen and paid"),
@@ -161,7 +162,7 @@ def test_unreadable_files_are_skipped_with_one_warning_each(store, make_record):
     good = [make_record(spec__seed=seed) for seed in range(3)]
     paths = [store.save(record) for record in good]
     (paths[0].parent / "none-s7-truncated.json").write_text('{"schema_version": 2,')
-    (paths[0].parent / "none-s8-future.json").write_text(changed(good[0], schema_version=6))
+    (paths[0].parent / "none-s8-future.json").write_text(changed(good[0], schema_version=7))
     (paths[0].parent / ".none-s9.json.x1.tmp").write_text("{")
     (paths[0].parent / ".hidden.json").write_text("{")
     store.state_path("0" * 12).parent.mkdir()
