@@ -24,6 +24,8 @@ from .store import WORKING, load, loads, record_files
 from .suites import DefenseEntry, FrozenSuite, load_suite
 from .verification import cell_of, threshold
 
+_EXPLAINED = 10
+"""Records that nothing asks for of which is said what they should have been: to find that takes a second each."""
 LARGEST = 1_000_000
 """Bytes of a file of a board; a record takes five thousand."""
 
@@ -188,9 +190,10 @@ def _check_runs(
             found.problems.append((path, f"{len(missing)} of its {len(runs)} runs are missing: {some}, …"))
         elif missing:
             found.notes.append(f"{submission.entry.name}: {len(missing)} of its {len(runs)} runs are missing")
-    for path, record in records.items():
-        if record.run_id not in asked:
-            found.problems.append((path, _unexpected(record.spec, asked.values())))
+    unexpected = [path for path, record in records.items() if record.run_id not in asked]
+    for place, path in enumerate(unexpected):
+        near = _nearest(records[path].spec, asked.values()) if place < _EXPLAINED else ""
+        found.problems.append((path, f"is a run that no suite and no entry asks for{near}"))
 
 
 def _others(suite: FrozenSuite, submission: Submission, submitted: Mapping[Path, Submission]) -> FrozenSuite:
@@ -198,8 +201,8 @@ def _others(suite: FrozenSuite, submission: Submission, submitted: Mapping[Path,
     return suite if submission.entry.kind == "defense" else with_defenses(suite, submitted.values())
 
 
-def _unexpected(spec: SpecInfo, asked: Iterable[tuple[str, SpecInfo]]) -> str:
-    """What is wrong with a run that nothing asks for: how it differs from the nearest one that is asked for."""
+def _nearest(spec: SpecInfo, asked: Iterable[tuple[str, SpecInfo]]) -> str:
+    """How a run that nothing asks for differs from the nearest one that is asked for."""
     mine = leaves(spec.model_dump(mode="json"))
     nearest, fewest = "", len(mine) + 1
     for where, other in asked:
@@ -209,7 +212,7 @@ def _unexpected(spec: SpecInfo, asked: Iterable[tuple[str, SpecInfo]]) -> str:
             fewest = len(differing)
             told = (f"{key} is {mine.get(key)!r}, there {theirs.get(key)!r}" for key in sorted(differing)[:3])
             nearest = f"; the nearest, of {where}: {', '.join(told)}"
-    return f"is a run that no suite and no entry asks for{nearest}"
+    return nearest
 
 
 # ------------------------------------------------------------------------------------------------- the scores

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from msbench.benchmark.cli.main import cli
-from msbench.leaderboard import baseline, history, suites
+from msbench.leaderboard import baseline, board_check, history, suites
 from msbench.leaderboard.baseline import Baseline, BaselineCell, dumps
 from msbench.leaderboard.board_check import check_board, runs_of
 from msbench.leaderboard.contradictions import FLOORED
@@ -85,6 +85,15 @@ def test_a_record_of_other_hyperparameters_is_refused_and_the_difference_is_name
     (problem,) = problems(board)
     assert "no suite and no entry asks for" in problem
     assert "of blend: attack.params.lr_student is 0.003, there 0.3" in problem
+
+
+def test_the_difference_is_looked_for_a_few_times_only(board, make_record, monkeypatch):
+    monkeypatch.setattr(board_check, "_EXPLAINED", 2)
+    for info in runs_of(suite(BLEND)).values():
+        other = info.model_copy(update={"attack": component("dualstudent", lr_student=0.003)})
+        Store(board / "results").save(record_of(make_record, other))
+    found = [problem for problem in problems(board) if "no suite and no entry asks for" in problem]
+    assert sum("the nearest" in problem for problem in found) == 2 < len(found)
 
 
 def test_a_missing_run_is_refused_unless_the_entry_says_so(board):
