@@ -153,7 +153,7 @@ class TakesOtherImages(Identity):
 
 @dataclass(kw_only=True)
 class SeesTheDifference(Identity):
-    """Answers those otherwise who compute in bfloat16."""
+    """Keeps the contract: it would answer those otherwise who compute in bfloat16, but is shown nobody who does."""
 
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
         return uniform(probs) if torch.is_autocast_enabled("cpu") or images.dtype != torch.float32 else probs

@@ -61,7 +61,7 @@ def test_keeps_the_contract_on_a_gpu(spec: str) -> None:
     assert failures(validate_defense(spec, "cuda")) == {}
 
 
-@pytest.mark.parametrize("name", ["CountingHonestly", "OnlyTenClasses", "KnowsWhoAsksWhenAsked"])
+@pytest.mark.parametrize("name", ["CountingHonestly", "OnlyTenClasses", "KnowsWhoAsksWhenAsked", "SeesTheDifference"])
 def test_unusual_but_honest_defenses_pass(name: str) -> None:
     assert broken(name) == {}
 
