@@ -12,7 +12,7 @@ from ..defenses.deployment import Deployment
 from ..leaderboard.record import CurvePoint, Diagnostics, Paid, Shifted, Stolen, Transfer
 from ..targets.datasets.base import Dataset, Images, TensorImages
 from . import metrics
-from .reliability import shifted, without_trace
+from .reliability import CROWD, shifted, without_trace
 from .traffic import Traffic, account_name
 from .transfer import transfer_success
 
@@ -155,7 +155,7 @@ class Evaluator:
         return metrics.share(probs.argmax(dim=1) == self.labels), metrics.same_top(probs, self.clean)
 
     def _released(self, images: Images) -> Released:
-        batches = [self._asked(pixels, str(i)) for i, (pixels, _) in enumerate(images.batches(1024))]
+        batches = [self._asked(pixels, str(i)) for i, (pixels, _) in enumerate(images.batches(CROWD))]
         flags = [batch.flagged for batch in batches if batch.flagged is not None]
         return Released(
             probs=torch.cat([batch.probs for batch in batches]),

@@ -167,9 +167,7 @@ class Reliability:
         So is one of the attack's size, and one as large as honest users' costs are measured in.
         """
         [together] = self._ask([self.images], self.visitor)
-        alone = self._ask(list(torch.split(self.images[:ALONE], 1)), self.visitor)
-        clean, released = zip(*alone, strict=True)
-        others = [Answers(torch.cat(clean), torch.cat(released, dim=1))]
+        others = [_joined(self._ask(list(torch.split(self.images[:ALONE], 1)), self.visitor))]
         others += [answers for crowd in (size, CROWD) for answers in self._ask([self._crowd(crowd)], self.visitor)]
         return any(self._differ(*_first(together, each)) for each in others)
 
@@ -219,9 +217,7 @@ class Reliability:
 
         A detector that takes one of them for an attack refuses all of its images at once, which is no sign of anything.
         """
-        parts = self._ask(list(torch.split(images, PROBES)), None)
-        clean, released = (torch.cat(each, dim=-2) for each in zip(*parts, strict=True))
-        return Answers(clean, released)
+        return _joined(self._ask(list(torch.split(images, PROBES)), None))
 
     @property
     def _remembers(self) -> bool:
@@ -289,6 +285,12 @@ def without_trace(deployment: Deployment) -> Iterator[None]:
             yield
         finally:
             deployment.defense.load_state_dict(state)
+
+
+def _joined(parts: list[Answers]) -> Answers:
+    """Answers about the images of all parts."""
+    clean, released = (torch.cat(each, dim=-2) for each in zip(*parts, strict=True))
+    return Answers(clean, released)
 
 
 def _first(*answers: Answers) -> list[Answers]:

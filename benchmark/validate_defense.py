@@ -226,19 +226,23 @@ def _determinism(subject: Subject) -> str:
 def _batch_composition(subject: Subject) -> str:
     if subject.traits.stateful:
         return _one_after_the_other(subject)
-    complaint = "the same image is answered otherwise alone than among {} (K={})"
-    for num_classes in subject.classes:
-        for size in (64, _CROWD) if num_classes == subject.classes[0] else (64,):
-            crowd = subject.questions(size, num_classes)
-            [among] = ask_in_turn(subject, [crowd], num_classes)
-            alone = ask_in_turn(subject, singly((crowd[0][:8], crowd[1][:8])), num_classes)
-            expect_equal(among[:, :8], torch.cat(alone, dim=1), complaint.format(size, num_classes))
+    [together, *_] = [_among(subject, 64, num_classes) for num_classes in subject.classes]
+    _among(subject, _CROWD, subject.classes[0])
     probs, images = subject.questions(64)
-    [together] = ask_in_turn(subject, [(probs, images)])
     order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
     [shuffled] = ask_in_turn(subject, [(probs[order], images[order])])
     expect_equal(together[:, order], shuffled, "the same image is answered otherwise in a shuffled batch")
     return ""
+
+
+def _among(subject: Subject, size: int, num_classes: int) -> torch.Tensor:
+    """The answers (R, N, K) to a batch, of which the first are those to the same images alone."""
+    probs, images = subject.questions(size, num_classes)
+    [together] = ask_in_turn(subject, [(probs, images)], num_classes)
+    alone = ask_in_turn(subject, singly((probs[:8], images[:8])), num_classes)
+    complaint = f"the same image is answered otherwise alone than among {size} (K={num_classes})"
+    expect_equal(together[:, :8], torch.cat(alone, dim=1), complaint)
+    return together
 
 
 def _one_after_the_other(subject: Subject) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..components import format_spec, links_of, load_class, parse_spec
 from ..errors import MsbenchError, UsageError
+from ..leaderboard.consistency import LEARNS_FROM
 from ..leaderboard.record import Record
 from ..leaderboard.store import Store
 from ..leaderboard.verification import Verdict, cell_of, judge
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 FRESH_SEEDS = 1_000_000
 """Seeds from here on are nobody's: a verification draws its own."""
-_LEARNS_FROM = {"data", "auxiliary"}
-"""What a defense needs that trains something, which comes out otherwise where sums are rounded otherwise."""
 
 
 def verify(
@@ -48,7 +47,7 @@ def verify(
         raise UsageError(f"what is here is not what the record ran: {_apart(record, plan)}")
     again = _again(request, options)
     traits = plan.defense.traits
-    seeded = traits.stochastic or not _LEARNS_FROM.isdisjoint(traits.needs)
+    seeded = traits.stochastic or not LEARNS_FROM.isdisjoint(traits.needs)
     fresh = [
         _again(_of_seed(request, seed, seeded=seeded, copies=_weights(again) != _weights(record)), options)
         for seed in range(FRESH_SEEDS, FRESH_SEEDS + times - 1)

@@ -26,6 +26,8 @@ Account = dict[str, Any]
 
 ACCOUNTS = 64
 """The accounts that are remembered: those that asked last."""
+FORGETS = f"At most {ACCOUNTS} accounts are remembered: who asks under {ACCOUNTS} others meanwhile is forgotten"
+"""The weakness of whoever keeps something of accounts, but for what comes of it."""
 HELD_OUT = 0.2
 """The share of the defender's images that no network of a detector is trained on, so that limits can be fitted."""
 CONFUSED = 3

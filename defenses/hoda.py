@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..components import Paper, param
 from ..targets.training import train
 from .base import DefenseContext, Traits
-from .detection import Account, Detector, limit_for, split
+from .detection import FORGETS, Account, Detector, limit_for, split
 from .trained import trained
 
 SEQUENCES = 10_000
@@ -52,7 +52,7 @@ class HODA(Detector):
         sweep=(0.001, 0.003, 0.01, 0.03, 0.1),
         preserves="Answers to accounts whose queries are as hard as the data.",
         weakness="Benign padding dilutes the histogram; an account that stops short of the first full one is not seen. "
-        "At most 64 accounts are remembered: who asks under 64 others meanwhile is forgotten, and begins anew.",
+        f"{FORGETS}, and begins anew.",
     )
 
     def prepare(self, context: DefenseContext) -> None:

@@ -11,6 +11,15 @@ from ..components import Paper, param
 from .base import Defense, DefenseContext, Traits
 from .simplex import move_within
 
+OREKONDY = Paper(
+    key="orekondy2020prediction",
+    title="Prediction Poisoning: Towards Defenses Against DNN Model Stealing Attacks",
+    authors="Orekondy, Tribhuvanesh and Schiele, Bernt and Fritz, Mario",
+    year=2020,
+    venue="International Conference on Learning Representations",
+    arxiv="1906.10908",
+)
+
 
 @dataclass(kw_only=True)
 class MAD(Defense):
@@ -41,14 +50,7 @@ class MAD(Defense):
     objective: Literal["unit", "raw"] = param("unit", "distance between unit gradients, or between raw ones")
 
     version: ClassVar[str] = "2"
-    paper: ClassVar[Paper | None] = Paper(
-        key="orekondy2020prediction",
-        title="Prediction Poisoning: Towards Defenses Against DNN Model Stealing Attacks",
-        authors="Orekondy, Tribhuvanesh and Schiele, Bernt and Fritz, Mario",
-        year=2020,
-        venue="International Conference on Learning Representations",
-        arxiv="1906.10908",
-    )
+    paper: ClassVar[Paper | None] = OREKONDY
     traits: ClassVar[Traits] = Traits(
         argmax_preserving=False,
         needs=("surrogate",),

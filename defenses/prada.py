@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..components import Paper, param
 from .base import DefenseContext, Traits
-from .detection import Account, Detector
+from .detection import FORGETS, Account, Detector
 
 _CHUNK = 256
 """Queries whose distances from each other are computed at once."""
@@ -59,7 +59,7 @@ class PRADA(Detector):
         sweep=(0.8, 0.85, 0.9, 0.95, 0.98),
         preserves="Answers to accounts whose queries are spread like natural images.",
         weakness="Natural images, whatever they show, pass; so does a budget split over accounts, or benign padding. "
-        "At most 64 accounts are remembered: who asks under 64 others meanwhile is forgotten, and begins anew.",
+        f"{FORGETS}, and begins anew.",
     )
 
     def prepare(self, context: DefenseContext) -> None:

@@ -12,7 +12,7 @@ from ..components import Paper, param
 from ..errors import BadParameter
 from ..targets.training import Recipe, augment, train
 from .base import DefenseContext, Traits
-from .detection import Account, Detector, limit_for, split
+from .detection import FORGETS, Account, Detector, limit_for, split
 from .trained import trained
 
 _CHUNK = 256
@@ -66,8 +66,8 @@ class SEAT(Detector):
         preserves="Answers to accounts whose queries differ from each other.",
         weakness="Queries that are never repeated nor perturbed, such as a pool's, pass; so do many accounts. With N "
         "images held out to fit the limit, all rates below 3 / (N + 1) are one (0.011 on digits), and honest accounts "
-        "that ask more than N times can have more pairs than the rate says. At most 64 accounts are remembered: who "
-        "asks under 64 others meanwhile is forgotten, pairs and all.",
+        "that ask more than N times can have more pairs than the rate says. "
+        f"{FORGETS}, pairs and all.",
     )
 
     def prepare(self, context: DefenseContext) -> None:

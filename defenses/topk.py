@@ -9,6 +9,7 @@ from torch import Tensor
 from ..components import Paper, param
 from ..errors import BadParameter
 from .base import Defense, DefenseContext, Traits
+from .mad import OREKONDY
 
 
 @dataclass(kw_only=True)
@@ -25,14 +26,7 @@ class TopK(Defense):
 
     k: int = param(3, "how many classes keep their probability", ge=1)
 
-    paper: ClassVar[Paper | None] = Paper(
-        key="orekondy2020prediction",
-        title="Prediction Poisoning: Towards Defenses Against DNN Model Stealing Attacks",
-        authors="Orekondy, Tribhuvanesh and Schiele, Bernt and Fritz, Mario",
-        year=2020,
-        venue="International Conference on Learning Representations",
-        arxiv="1906.10908",
-    )
+    paper: ClassVar[Paper | None] = OREKONDY
     traits: ClassVar[Traits] = Traits(
         argmax_preserving=True,
         knob="k",

@@ -22,7 +22,7 @@ from .board_runs import Grid, Run, command_of, enter, floor_of, grid_of, newest,
 from .record import Record
 from .scoring import ROUNDING, Estimate, estimate, ranks, stolen_share, told_apart
 from .suites import Column, DefenseEntry, Family, FrozenSuite, Table
-from .texts import FLAGGED
+from .texts import marked
 
 if TYPE_CHECKING:
     from .board_entries import Submitted
@@ -100,7 +100,7 @@ class Row:
     @property
     def name(self) -> str:
         """The setting, marked if something is flagged, which takes no rank away: a test may err, a reader can judge."""
-        return f"{self.setting} {FLAGGED}" if self.flags else self.setting
+        return marked(self.setting, self.flags)
 
 
 @dataclass(frozen=True, kw_only=True)

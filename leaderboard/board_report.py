@@ -33,7 +33,7 @@ from .board import (
 from .board_attacks import JUDGED_OVER
 from .report import Grid, markdown_section, plus_minus, rich_table
 from .scoring import RANK, Estimate
-from .texts import FLAGGED, MISSING, SIGMA, escape_latex, escape_markdown, visible
+from .texts import FLAGGED, MISSING, SIGMA, escape_latex, escape_markdown, marked, visible
 
 TABLE = ["table", "target", "budget"]
 """What tells the tables of a board apart: their position from 1, for two of them may be of one target and budget."""
@@ -321,7 +321,7 @@ def _rank_row(one: Any) -> list[str]:
 
 def _name(one: Any) -> str:
     """As `Row.name` has it."""
-    return f"{one.setting} {FLAGGED}" if one.warnings else str(one.setting)
+    return marked(str(one.setting), one.warnings)
 
 
 def _cell_grid(title: str, table: Any, settings: pd.DataFrame, cells: pd.DataFrame) -> Grid:

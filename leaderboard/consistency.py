@@ -34,7 +34,8 @@ _ANYWHERE = {name: ROUNDING * length for name, length in PAID.items()} | {"paid.
 """What honest users pay, wherever the run was."""
 _ALIKE = dict.fromkeys((*_ANYWHERE, "paid.l1.p95", "paid.l1.max", "paid.ece", "paid.auroc"), _NEAR)
 """The same where sums are rounded alike, and what a single image or the edge of a bin may change elsewhere."""
-_LEARNS_FROM = {"data", "auxiliary"}
+LEARNS_FROM = {"data", "auxiliary"}
+"""What a defense needs that trains something, which comes out otherwise where sums are rounded otherwise."""
 
 
 def key_of(defense: ComponentInfo) -> str:
@@ -95,7 +96,7 @@ def _is_constant(declared: tuple[DefenseEntry, DefenseSetting] | None) -> bool:
         return False
     entry, _ = declared
     kept = entry.family in ("control", "deterministic") and not entry.stochastic
-    return kept and _LEARNS_FROM.isdisjoint(entry.needs)
+    return kept and LEARNS_FROM.isdisjoint(entry.needs)
 
 
 def _apart(group: Mapping[Path, Record], allowed: Mapping[str, float]) -> dict[Path, str]:

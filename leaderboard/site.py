@@ -34,7 +34,7 @@ from .site_charts import (
     worst_score,
 )
 from .suites import Column, DefenseEntry
-from .texts import FLAGGED, MISSING
+from .texts import FLAGGED, MISSING, marked
 
 FOLDER = Path(__file__).parent / "site"
 RECORDS = "records.html"
@@ -343,7 +343,7 @@ def _best(table: BoardTable, tier: Tier, defense: int) -> str:
     share = None if row is None else worst_share(row)
     if row is None or share is None:
         return MISSING
-    return f"{share.mean:.2f} {FLAGGED}" if row.flags else f"{share.mean:.2f}"
+    return marked(f"{share.mean:.2f}", row.flags)
 
 
 def _card(defense: DefenseEntry) -> list[tuple[str, str]]:

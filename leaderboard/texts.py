@@ -15,6 +15,11 @@ FLAGGED = "\N{DAGGER}"
 """What stands behind the name of a setting that something is flagged of, or behind a number of it that stands alone."""
 
 
+def marked(text: str, flagged: object) -> str:
+    """The text, with the mark behind it if something is flagged."""
+    return f"{text} {FLAGGED}" if flagged else text
+
+
 def is_printable(text: str) -> bool:
     """Whether there are no line breaks, no escapes and no marks that change the direction of what follows."""
     return text.isprintable() or not any(map(_is_command, text))
