@@ -46,6 +46,8 @@ ROUNDING = 0.0025
 answers, it may decide otherwise for an image of hundreds."""
 WIDEST = 0.1
 """Share of a range beyond which what seeds explain is too wide to say anything of a record."""
+COLLAPSED = 2.0
+"""A clone that agrees less often than so many times a guess may answer every image alike, as others of its kind do."""
 
 Outcome = Literal["reproduced", "edited", "within", "beyond", "undecided"]
 
@@ -136,8 +138,10 @@ def _text(value: Any) -> str:
 
 
 def _same_clone(record: Record, again: Record) -> str:
-    """Distances of two clones agree to the last digit only if the clones are one."""
-    if record.stolen is None or again.stolen is None:
+    """Distances of two clones agree to the last digit only if the clones are one, or both answer all images alike."""
+    if record.stolen is None or again.stolen is None or again.target is None:
+        return ""
+    if again.stolen.agreement < COLLAPSED / again.target.num_classes:
         return ""
     same = record.stolen.kl == again.stolen.kl and record.stolen.l1 == again.stolen.l1
     return "it is the same clone to the last digit of its distances" if same else ""

@@ -53,6 +53,12 @@ def test_one_clone_gives_away_an_edit_on_any_machine(make_record):
     assert judge(make_record(stolen__agreement_released=0.1), again).outcome == "edited"
 
 
+def test_clones_that_answer_everything_alike_are_not_one(make_record):
+    collapsed = {"stolen__clone_accuracy": 0.1, "stolen__agreement": 0.1}
+    elsewhere = make_record(stolen__agreement_released=0.11, **collapsed)
+    assert judge(elsewhere, make_record(env__torch="9.9", target__digest="cd" * 32, **collapsed)).outcome != "edited"
+
+
 @pytest.mark.parametrize(("accuracy", "outcome"), [(0.788, "within"), (0.70, "beyond"), (0.9, "beyond")])
 def test_on_another_machine_the_record_must_lie_where_seeds_lie(make_record, accuracy, outcome):
     changes = {"stolen__clone_accuracy": accuracy, "stolen__agreement": accuracy + 0.003}
