@@ -200,7 +200,8 @@ class Evaluator:
     def _auroc(self, released: Tensor) -> float | None:
         if self.outside is None:
             return None
-        unrelated = self._released(self.outside).probs
+        with without_trace(self.deployment):  # it may not be at hand, and costs must not depend on that
+            unrelated = self._released(self.outside).probs
         return metrics.auroc(released.max(dim=1).values, unrelated.max(dim=1).values)
 
     def _nearest(self, queries: Tensor) -> float | None:

@@ -44,7 +44,7 @@ def distance(released: Tensor, clean: Tensor) -> Distance:
 def kl_divergence(reference: Tensor, other: Tensor, floor: float = 1e-12) -> float:
     """Mean KL(reference || other) over rows, in nats, both floored."""
     p, q = reference.double().clamp_min(floor), other.double().clamp_min(floor)
-    return max(0.0, float((p * (p.log() - q.log())).sum(dim=1).mean()))
+    return max(float((p * (p.log() - q.log())).sum(dim=1).mean()), 0.0)  # in this order NaN stays NaN
 
 
 def negative_log_likelihood(probs: Tensor, labels: Tensor, floor: float = 1e-12) -> float:

@@ -13,7 +13,7 @@ is held against an honest one that goes on asking. Whatever is asked here is cha
 the defense.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..defenses.base import Traits
+from ..defenses.base import Chain, Traits
 from ..defenses.deployment import Deployment
 from ..leaderboard.flags import (
     BATCHED,
+    DEARER,
     DISTORTED,
     DRIFTED,
     FRAGILE,
@@ -42,7 +43,7 @@ from ..leaderboard.flags import (
     fragile,
     moved,
 )
-from ..leaderboard.record import Detection, Paid
+from ..leaderboard.record import CurvePoint, Detection, Paid
 from ..targets.datasets.base import Images, TensorImages
 from ..targets.persistence import restore, snapshot
 from .traffic import Sample, Traffic
@@ -80,6 +81,17 @@ class Answers(NamedTuple):
     """What was released each time that they were asked about, (R, N, K)."""
 
 
+class HonestAccount(NamedTuple):
+    """What became of an honest account that went on asking."""
+
+    asked: int
+    """Images that it asked about."""
+    tired: bool
+    """Whether it was answered otherwise than a newcomer, on the way or in the end."""
+    flagged: int | None
+    """The first image for which it was taken for an attack, counted from 1; None if it never was."""
+
+
 class Reliability:
     """Asks a deployment the same things in many ways, and remembers what it answered before the attack.
 
@@ -110,6 +122,8 @@ class Reliability:
         self.secret = secret
         self.images = _probes(test)
         self.early: list[Tensor] = []
+        self.dearest: Tensor | None = None
+        self.acted = 0
         self.personal = False
         self.drifted = False
 
@@ -124,30 +138,42 @@ class Reliability:
         self.personal = self._personal(self.visitor, self.attacker)
         self.look()
 
-    def look(self) -> None:
+    def look(self, queries: int = 0) -> None:
         """Ask as a newcomer: the first time to remember the answers, from then on to compare with them.
 
-        A defense that declares one state for all customers may change its answers, and is not asked.
+        A defense that declares one state for all customers may change its answers: it is asked what they cost. One that
+        keeps a state for each may change its answers to the attack: it is asked when that was.
+
+        Args:
+            queries: how many the attack has made.
         """
-        if self.deployment.defense.shares_state():
-            return
         [now] = self._ask([self.images], None)
-        if self.early:
+        if self.deployment.defense.shares_state():
+            paid = self._paid(now)
+            self.dearest = paid if self.dearest is None or paid.mean() > self.dearest.mean() else self.dearest
+        elif self.early:
             self.drifted |= self._differ(Answers(*self.early), now)
         else:
             self.early = list(now)
+        if self._remembers and not self.acted and self._differ(now, *self._ask([self.images], self.attacker)):
+            self.acted = queries
+
+    def _paid(self, answers: Answers) -> Tensor:
+        """What honest users pay (N,) for the test images among those that are asked about."""
+        return _damage(answers)[::2]
 
     # ------------------------------------------------------------------------------------------- judging
 
-    def flags(self, traffic: Traffic, paid: Paid, accuracy: float) -> list[str]:
+    def flags(self, traffic: Traffic, paid: Paid, curve: Iterable[CurvePoint], accuracy: float) -> list[str]:
         """What a reader should know before trusting the numbers, in sentences that do not depend on the numbers.
 
         Args:
             traffic: what was noted of the attack's queries.
             paid: what an honest user paid.
+            curve: what one paid between the attack's queries.
             accuracy: the undefended target's.
         """
-        self.look()
+        self.look(traffic.asked)
         found = {DRIFTED: self.drifted, BATCHED: self._batched(traffic.largest), RECOGNIZED: self._recognized()}
         found |= {PERSONAL: self.personal or self._personal(*self._new()), FRAGILE: fragile(paid, accuracy)}
         if not self._traits.stateful:
@@ -155,10 +181,13 @@ class Reliability:
         if not (self._traits.stateful or self._traits.stochastic):
             found[REPEATED] = self._repeated()
         found[DISTORTED] = self._traits.argmax_preserving and paid.argmax_changed > 0
-        found[MOVED] = moved(paid, len(self.test) if self._traits.stochastic else None)
+        found[MOVED] = moved(paid, curve, len(self.test) if self._traits.stochastic else None)
+        if self.dearest is not None:
+            [now] = self._ask([self.images], None)
+            found[DEARER] = beyond_chance(self.dearest - self._paid(now))
         if self._remembers:
-            tired, honest = self._goes_on(traffic.asked)
-            found |= {TIRED: tired, LATE: _late(traffic.detection(), honest)}
+            honest = self._goes_on(traffic.asked)
+            found |= {TIRED: honest.tired, LATE: _late(traffic.detection(), self.acted, honest)}
         return sorted(flag for flag, holds in found.items() if holds)
 
     def _batched(self, size: int) -> bool:
@@ -224,23 +253,31 @@ class Reliability:
         """Whether the defense may hold against an account what it asked before."""
         return self._traits.stateful and "account" in self._traits.needs
 
-    def _goes_on(self, asked: int) -> tuple[bool, int]:
-        """Whether an honest account is answered otherwise after asking as much as the attack, and how much it asked.
+    def _goes_on(self, asked: int) -> HonestAccount:
+        """An honest account that asks as much as the attack.
 
-        It asks about each image once, those of the test first: whoever repeats images is easily taken for an attack.
+        It asks about each image once, those of the test first, and some of these in the end: whoever repeats images is
+        easily taken for an attack.
         """
-        account, limit, honest = f"{self.secret:016x}", min(asked, HONEST_QUERIES), 0
-        natural = self.images[::2]
+        account, limit, honest, flagged = f"{self.secret:016x}", min(asked, HONEST_QUERIES), 0, None
+        gaps = []
+        natural, rest = self.images[::2], _order(self.test)[PROBES:]
         with without_trace(self.deployment):
-            for images, _ in chain(self.test.batches(256), self.more().batches(256)):
+            for images, _ in chain(self.test.batches(256, order=rest), self.more().batches(256)):
                 if honest == limit:
                     break
                 part = images[: limit - honest]
-                self.deployment.serve(part, account)
+                [newcomer] = self._ask([part], None)
+                gaps.append(_damage(self._answers(part, account, 1)) - _damage(newcomer))
+                verdict = self.deployment.verdict()
+                if flagged is None and verdict is not None and verdict.flagged.any():
+                    flagged = honest + 1 + int(verdict.flagged.long().argmax())
                 honest += len(part)
             after = self._answers(natural, account, 1)
         [newcomer] = self._ask([natural], None)
-        return self._differ(newcomer, after), honest
+        gap = torch.cat(gaps)
+        suffered = beyond_chance(gap) if self._traits.stochastic else bool(gap.mean() > MATERIAL)
+        return HonestAccount(asked=honest, tired=suffered or self._differ(newcomer, after), flagged=flagged)
 
     # -------------------------------------------------------------------------------- asking and comparing
 
@@ -279,12 +316,17 @@ class Reliability:
 @contextmanager
 def without_trace(deployment: Deployment) -> Iterator[None]:
     """Whatever is asked within this scope: the defense's state and the random numbers to come are as before."""
-    state, device = deployment.defense.state_dict(), deployment.target.mean.device
+    defense, device = deployment.defense, deployment.target.mean.device
+    state = defense.state_dict()
+    kept = [(link, set(vars(link))) for link in (defense.links if isinstance(defense, Chain) else [defense])]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             yield
         finally:
-            deployment.defense.load_state_dict(state)
+            defense.load_state_dict(state)
+            for link, names in kept:
+                for late in vars(link).keys() - names:  # begun within this scope, and no part of the state before
+                    delattr(link, late)
 
 
 def _joined(parts: list[Answers]) -> Answers:
@@ -299,9 +341,19 @@ def _first(*answers: Answers) -> list[Answers]:
     return [Answers(each.clean[:count], each.released[:, :count]) for each in answers]
 
 
-def _late(detection: Detection | None, honest: int) -> bool:
-    """Whether nobody knows what honest accounts pay that ask as much as the attack did until it was noticed."""
-    return detection is None or (detection.first_flagged or 0) > honest
+def _late(detection: Detection | None, acted: int, honest: HonestAccount) -> bool:
+    """Whether nobody knows what honest accounts pay that ask as much as the attack did until it was noticed.
+
+    What a defense says of that counts where it does not say the same of an honest account, and sooner; else when the
+    attack's account was first seen to be answered otherwise, which is at a milestone.
+
+    Args:
+        acted: queries that the attack had made by then; 0 if it never was.
+    """
+    said = detection.first_flagged if detection else None
+    if said is not None and (honest.flagged is None or said < honest.flagged):
+        return said > honest.asked
+    return acted > honest.asked
 
 
 def _damage(answers: Answers) -> Tensor:
@@ -327,9 +379,14 @@ def _whole(images: TensorImages) -> Tensor:
     return images.take(torch.arange(len(images)))[0]
 
 
+def _order(images: Images) -> Tensor:
+    """Indices of all images, in an order drawn at random once and for all."""
+    return torch.randperm(len(images), generator=_generator())
+
+
 def _some(images: Images, count: int) -> Tensor:
-    """Indices of at most ``count`` images, chosen at random once and for all."""
-    return torch.randperm(len(images), generator=_generator())[:count]
+    """Indices of at most ``count`` images, the first in that order."""
+    return _order(images)[:count]
 
 
 def _probes(test: Images) -> Tensor:

@@ -59,7 +59,7 @@ from .traffic import Traffic, account_name
 
 SAVE_SECONDS = 20.0
 """State is saved at least this often, in seconds of attack, unless ``MSBENCH_SAVE_SECONDS`` says otherwise."""
-STATE_FORMAT = 4
+STATE_FORMAT = 5
 
 
 Steps = Generator[None, None, Record]
@@ -102,6 +102,7 @@ class Session:
         self.save_seconds = _save_seconds()
         self.tally = Tally(created=datetime.now(UTC).isoformat(timespec="seconds"))
         self.loaded: Loaded | None = None
+        self.accuracy: float | None = None
         self.box: BlackBox | None = None
         self.final: nn.Module | None = None
         self.auxiliary: list[str] = []
@@ -168,6 +169,7 @@ class Session:
         test = dataset.load("test", data_dir=data_dir, download=download, device=self.device)
         outside = unrelated(dataset.pool, open_images)
         self.evaluator = Evaluator(self.deployment, dataset, test, outside, self.plan.run_id)
+        self.accuracy = self.evaluator.accuracy
         self.reliability = self._questions(data)
         self.traffic = Traffic(self.deployment, self.reliability.attacker)
         self.box = BlackBox(
@@ -192,8 +194,8 @@ class Session:
                     defense_context(seed=seed, target=withheld, data=withheld, auxiliary=withheld),
                 ),
                 clone=self.plan.attack.clone,
-                clean=partial(_clean, target) if "clean answers" in self.plan.recovery.traits.knows else None,
-            )
+                clean=partial(_clean, target),
+            ).granted(self.plan.recovery)
         )
         self.plan.attack.setup(
             self.victim,
@@ -265,7 +267,7 @@ class Session:
         self.final = clone if final else None
         with self._clock("evaluation"):
             point = self.evaluator.milestone(clone, queries)
-            self.reliability.look()
+            self.reliability.look(queries)
         self.tally.curve.append(point.model_dump())
         self.listener.milestone(point)
 
@@ -321,7 +323,7 @@ class Session:
                 "stolen": stolen,
                 "paid": paid,
                 "diagnostics": self.evaluator.diagnostics(self.traffic, own, self.auxiliary),
-                "flags": self.reliability.flags(self.traffic, paid, self.evaluator.accuracy),
+                "flags": self.reliability.flags(self.traffic, paid, curve, self.evaluator.accuracy),
             }
             latency = self.evaluator.latency_ratio()
         self._expect_all_charged()  # for diagnostics, and for what the clone may have asked while it was measured
@@ -357,7 +359,8 @@ class Session:
         if self.loaded is None:
             return None
         return TargetInfo(
-            accuracy=self.loaded.card.accuracy,
+            # As measured here, like all else: on another machine rounding may turn an image over.
+            accuracy=self.loaded.card.accuracy if self.accuracy is None else self.accuracy,
             digest=self.loaded.card.digest,
             num_classes=self.loaded.target.num_classes,
             image_shape=self.loaded.target.image_shape,

@@ -161,12 +161,15 @@ def _kinds(num_classes: int) -> dict[str, Tensor]:
     """Batches of answers (N, K) of every kind that a target can give."""
     one_hot = F.one_hot(torch.arange(num_classes)[:: max(1, num_classes // 8)], num_classes).float()
     every_other = (torch.arange(num_classes) % 2 == 0).float()[None]
+    close = torch.full((4, num_classes), 0.2 / num_classes)
+    close[:, 0], close[:, 1] = 0.4, 0.4 + torch.tensor([2e-5, 1e-4, 5e-4, 9e-4])  # what ties goes to the first class
     return {
         "random": _generic(48, num_classes, torch.Generator().manual_seed(num_classes)),
         "one-hot": one_hot,
         "nearly one-hot": 0.999999 * one_hot + 0.000001 / num_classes,
         "tied": torch.cat([(one_hot + one_hot.roll(1, dims=1)) / 2, every_other / every_other.sum()]),
         "uniform": torch.full((3, num_classes), 1 / num_classes),
+        "close": close / close.sum(dim=1, keepdim=True),
     }
 
 

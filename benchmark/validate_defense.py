@@ -18,7 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..components import format_spec, parse_spec
-from ..defenses.base import Traits, load_defense
+from ..defenses.base import Chain, Traits, load_defense
+from ..defenses.deployment import Deployment
 from ..errors import BadParameter, UsageError
 from .checks import Broken, Check, attempt, stored
 from .subject import (
@@ -37,7 +38,7 @@ from .subject import (
     singly,
 )
 
-_CLEAR_LEAD = 1e-3
+_CLEAR_LEAD = 1e-5
 """The lead from which the top class counts as unique: float32 rounding cannot overturn it."""
 _CROWD = 4096
 """The largest batch that is asked about."""
@@ -101,7 +102,7 @@ def _batch_sizes(subject: Subject) -> str:
 
 
 def _vectorized(subject: Subject) -> str:
-    if subject.traits.stateful or subject.traits.stage == "detection":
+    if subject.traits.stateful or "account" in subject.traits.needs:
         return "what it makes of a query may depend on the one before it"
     few, many = 256, 1024
     counts = []
@@ -148,6 +149,8 @@ def _stage(subject: Subject) -> str:
     traits = subject.traits
     if traits.stage == "training" and not {"data", "logits"} & set(traits.needs):
         raise Broken("it declares stage='training', but no need of data or logits, so it trains nothing")
+    if traits.stage == "training" and all(_serves_the_target(subject.fresh(k)) for k in subject.classes):
+        raise Broken("it declares stage='training', and serves the target itself: return another network from deploy()")
     if traits.stage == "deterrent":
         probs, images = subject.questions(256)
         same = ((ask(subject.fresh(), probs, images) - probs).abs() <= TOLERANCE).all(dim=1)
@@ -155,6 +158,10 @@ def _stage(subject: Subject) -> str:
         if share < _UNMARKED:
             raise Broken(f"it declares stage='deterrent', and leaves only {share:.0%} of answers as they are")
     return f"ranked as {traits.stage}"
+
+
+def _serves_the_target(instance: Deployment) -> bool:
+    return instance.network is instance.target
 
 
 def _sweep(subject: Subject) -> str:
@@ -311,6 +318,9 @@ def _verdict(subject: Subject) -> str:
     answered = released[verdict.refused] - 1 / released.shape[1]
     if bool((answered.abs() > TOLERANCE).any()):
         raise Broken("a query that it calls refused was answered: release a uniform vector in its place")
+    changed = (released - questions[0]).abs().amax(dim=1) > TOLERANCE
+    if not isinstance(instance.defense, Chain) and bool((changed & ~verdict.flagged).any()):
+        raise Broken("a query that it does not flag was answered otherwise: a detector acts on what it flags")
     return f"{int(verdict.flagged.sum())} of 64 flagged"
 
 

@@ -67,8 +67,6 @@ class AdaptiveMisinformation(Defense):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.unrelated != "pool":
-            self.declare(needs=("surrogate", "data", "auxiliary"))
         if self.served == "target":
             self.declare(stage="output")
 

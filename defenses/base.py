@@ -159,8 +159,13 @@ class Defense(Component, ABC):
     def attend(self, account: str | None) -> None:
         """Called before `release` with the account that asks; None is a newcomer, of whom nothing is kept.
 
-        A defense that keeps a state for each account overrides this, and declares that it needs ``account``.
+        A defense that keeps a state for each account overrides this, and declares that it needs ``account``; to any
+        other everybody is a newcomer.
         """
+
+    def told(self, account: str | None) -> str | None:
+        """Who asks, as far as the defense declares that it has to know."""
+        return account if "account" in self.traits.needs else None
 
     def shares_state(self) -> bool:
         """Whether what one account asks may change what others are answered."""
@@ -224,9 +229,9 @@ class Chain(Defense):
         return target
 
     def attend(self, account: str | None) -> None:
-        """Tell every link who asks."""
+        """Tell who asks to every link that declares that it needs it."""
         for link in self.links:
-            link.attend(account)
+            link.attend(link.told(account))
 
     def shares_state(self) -> bool:
         """Whether any link does: another that keeps its own state for each account does not undo it."""
@@ -243,10 +248,16 @@ class Chain(Defense):
         )
 
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
-        """Pass the answers through every link, checking each."""
+        """Pass the answers through every link, checking each; what a link refused, no later one answers.
+
+        An interface of labels has no answer that says nothing: there, what is left of a refusal stays.
+        """
         for link, check in zip(self.links, self.checks, strict=True):
             probs = check(link.release(probs, images), probs.shape)
-        return probs
+        verdict = self.verdict()
+        if verdict is None or self.traits.labels_only:
+            return probs
+        return torch.where(verdict.refused[:, None], torch.full_like(probs, 1 / probs.shape[1]), probs)
 
     def settle(self) -> None:
         """Judge what every link released."""

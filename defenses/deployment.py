@@ -78,7 +78,7 @@ class Deployment:
 
         The defense may keep and change both arguments.
         """
-        self.defense.attend(account)
+        self.defense.attend(self.defense.told(account))
         return self.check(self.defense.release(served, images), served.shape).clone()
 
     def _probabilities(self, network: nn.Module, images: Tensor) -> Tensor:

@@ -65,11 +65,6 @@ class EDM(Defense):
         "queries tell what it is worth.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.unrelated != "pool":
-            self.declare(needs=("surrogate", "data", "auxiliary"))
-
     def prepare(self, context: DefenseContext) -> None:
         """Train the members, and the hash that chooses among them."""
         data, unrelated = context.data(), context.auxiliary(self.unrelated)

@@ -63,11 +63,6 @@ class InI(Defense):
         "are the pool that knockoff queries with, and only other queries tell what it is worth.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.unrelated != "pool":
-            self.declare(needs=("surrogate", "data", "auxiliary"))
-
     def prepare(self, context: DefenseContext) -> None:
         """Train the network that is served."""
         data, unrelated = context.data(), context.auxiliary(self.unrelated)

@@ -58,7 +58,8 @@ class PRADA(Detector):
         knob="delta",
         sweep=(0.8, 0.85, 0.9, 0.95, 0.98),
         preserves="Answers to accounts whose queries are spread like natural images.",
-        weakness="Natural images, whatever they show, pass; so does a budget split over accounts, or benign padding. "
+        weakness="Queries whose distances look normal pass, even an attack's; so does a budget split over accounts. "
+        "Benign queries between them may hide an attack, or give it away. "
         f"{FORGETS}, and begins anew.",
     )
 

@@ -24,7 +24,7 @@ class RandomPoison(Defense):
     every query is answered once, so that it is not said whether asking again gives another draw; here it does.
     """
 
-    epsilon: float = param(0.9, "the largest L1 distance between released and clean answers", ge=0, le=2)
+    epsilon: float = param(0.9, "the largest L1 distance between released and clean answers", gt=0, le=2)
 
     paper: ClassVar[Paper | None] = Paper(
         key="mazeika2022steer",

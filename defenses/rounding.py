@@ -40,7 +40,8 @@ class Rounding(Defense):
         argmax_preserving=False,
         knob="decimals",
         sweep=(4, 3, 2, 1),
-        preserves="Every probability to within the rounding, and the top class unless rounding makes it tie.",
+        preserves="Every probability to within the rounding, and what renormalizing adds where many classes round to "
+        "zero; the top class unless rounding makes it tie.",
         weakness="A few decimals are enough to train on, and the top class can always be trained on.",
     )
 

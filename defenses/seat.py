@@ -32,8 +32,10 @@ class SEAT(Detector):
     Zhang, Chen and Wagner (AISec 2021). Loss, margin (the root of 10), single nearest neighbor, number of pairs,
     ten epochs, and the quantile to which the limit is fitted are read from their released code, in part experimental,
     not from the paper. Deviations: four fifths of the defender's images train the encoder, and the limit is fitted on
-    the fifth that it has not seen, each image compared with the others; theirs is fitted on the training images. Radius
-    and steps of the adversarial copies, and shifts as the only harmless change, are ours.
+    the fifth that it has not seen, each image compared with the others; theirs is fitted on the training images. The
+    adversarial copies climb the encoder's own distance, theirs the cross-entropy to the labels; the optimizer and its
+    schedule are those that the target was trained with. Radius and steps of the adversarial copies, and shifts as the
+    only harmless change, are ours.
 
     With N images held out, rates below 3 / (N + 1) cannot be told apart: the limit is then the smallest distance, which
     the two nearest have in common. On digits, where N is 269, so it is for the three finest rates of the sweep. The
@@ -64,7 +66,7 @@ class SEAT(Detector):
         knob="false_positives",
         sweep=(0.001, 0.003, 0.01, 0.03, 0.1),
         preserves="Answers to accounts whose queries differ from each other.",
-        weakness="Queries that are never repeated nor perturbed, such as a pool's, pass; so do many accounts. With N "
+        weakness="Queries that the encoder finds far apart pass, as a large pool's may be; so do many accounts. With N "
         "images held out to fit the limit, all rates below 3 / (N + 1) are one (0.011 on digits), and honest accounts "
         "that ask more than N times can have more pairs than the rate says. "
         f"{FORGETS}, pairs and all.",

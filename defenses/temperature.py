@@ -15,11 +15,11 @@ class Temperature(Defense):
 
     The map is monotone and invertible up to float precision (take logarithms, multiply by T, apply softmax),
     so it keeps the top class and the order of all classes, and takes no information away. Zeros stay zeros.
-    Above T = 1, float32 rounds leads of the top class below about 1.5e-8·T away, which leaves a tie.
+    Far below T = 1 small probabilities vanish, and what is left is the label. Above T = 1, float32 rounds leads
+    of the top class below about 1.5e-8·T away, which leaves a tie.
 
-    A control of ours; no paper known to us offers it as a defense. If it seems to help much, the attacks are
-    tuned to unit temperature: they are too weak, not defended against. The range of T keeps the order of
-    classes within what float32 can tell apart.
+    A control of ours; no paper known to us offers it as a defense. If it seems to help much at T = 1 or above, the
+    attacks are tuned to unit temperature: they are too weak, not defended against.
     """
 
     temperature: float = param(2.0, "T, the divisor of the logits", ge=0.01, le=100)

@@ -82,7 +82,7 @@ def of_declaration(record: Record, declared: tuple[DefenseEntry, DefenseSetting]
         return
     due = {
         DISTORTED: entry.argmax_preserving and paid.argmax_changed > 0,
-        MOVED: moved(paid, _fewest_images(record, record.target, paid) if entry.stochastic else None),
+        MOVED: moved(paid, record.curve, _fewest_images(record, record.target, paid) if entry.stochastic else None),
     }
     yield from (lacks(flag) for flag, holds in due.items() if holds and flag not in record.flags)
     wrong = FLOORED * (1 - paid.defended_accuracy)

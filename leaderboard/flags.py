@@ -5,7 +5,9 @@ flag in any other words is somebody's own. Some follow from numbers that the rec
 leave them out.
 """
 
-from .record import Paid
+from collections.abc import Iterable
+
+from .record import CurvePoint, Paid
 
 REPEATED = "answers the same batch otherwise when asked again, which it does not declare"
 BATCHED = "answers the same image otherwise alone than in a batch"
@@ -16,12 +18,27 @@ DRIFTED = "answers to the same images changed during the attack, which it does n
 RECOGNIZED = "images that costs are measured on are answered better than copies of them made for this run"
 FRAGILE = "costs far more accuracy on a shifted copy of the test set than on the test set"
 MOVED = "defended accuracy moved during the attack"
+DEARER = "honest users paid more during the attack than after it, when costs are measured"
 DISTORTED = "declares to preserve the top class, but changed it for test images"
-TIRED = "an honest account that goes on asking is in the end answered otherwise than a newcomer"
+TIRED = "an honest account that goes on asking is answered otherwise than a newcomer"
 LATE = "acts on an account only after more queries than an honest one was tried with, or does not say when"
 
 ALL = frozenset(
-    {REPEATED, BATCHED, ORDERED, PERSONAL, SINGLED_OUT, DRIFTED, RECOGNIZED, FRAGILE, MOVED, DISTORTED, TIRED, LATE}
+    {
+        REPEATED,
+        BATCHED,
+        ORDERED,
+        PERSONAL,
+        SINGLED_OUT,
+        DRIFTED,
+        RECOGNIZED,
+        FRAGILE,
+        MOVED,
+        DEARER,
+        DISTORTED,
+        TIRED,
+        LATE,
+    }
 )
 """Every flag that there is."""
 
@@ -43,12 +60,20 @@ def fragile(paid: Paid, accuracy: float) -> bool:
     return unknown - known > SHIFT_COST
 
 
-def moved(paid: Paid, images: int | None) -> bool:
-    """Whether `MOVED` holds; ``images`` is the test set's size where answers are drawn, None where they are not."""
-    before, after = paid.defended_accuracy_before, paid.defended_accuracy
-    spread = (before * (1 - before) + after * (1 - after)) / images if images else 0.0
-    chance: float = STANDARD_ERRORS * spread**0.5
-    return abs(after - before) > DRIFT + chance
+def moved(paid: Paid, curve: Iterable[CurvePoint], images: int | None) -> bool:
+    """Whether `MOVED` holds at a milestone or at the end.
+
+    Args:
+        images: the test set's size where answers are drawn, None where they are not.
+    """
+    before = paid.defended_accuracy_before
+
+    def apart(after: float) -> bool:
+        spread = (before * (1 - before) + after * (1 - after)) / images if images else 0.0
+        chance: float = STANDARD_ERRORS * spread**0.5
+        return abs(after - before) > DRIFT + chance
+
+    return any(map(apart, [*(point.defended_accuracy for point in curve), paid.defended_accuracy]))
 
 
 def lacks(flag: str) -> str:

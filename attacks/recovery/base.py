@@ -15,13 +15,14 @@ comes to it through `Recovery.student`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from ...components import Component
+from ...errors import ContractViolation
 from ...targets.blackbox import Victim
 from ...targets.persistence import restore, snapshot
 from ...targets.streams import stream
@@ -77,6 +78,25 @@ class RecoveryContext:
     def generator(self, name: str) -> torch.Generator:
         """A random generator on the device for one purpose."""
         return torch.Generator(self.device).manual_seed(self.stream(name))
+
+    def granted(self, recovery: "Recovery") -> "RecoveryContext":
+        """This context without what the recovery does not declare: asked for it, it raises `ContractViolation`."""
+        known = recovery.traits.knows
+
+        def undeclared(what: Knowledge) -> Callable[..., NoReturn]:
+            def refuse(*_: object) -> NoReturn:
+                raise ContractViolation(
+                    f"recovery {recovery} asks for what it does not declare to know: add {what!r} to its traits' knows"
+                )
+
+            return refuse
+
+        return replace(
+            self,
+            rebuild_defense=self.rebuild_defense if "defense" in known else undeclared("defense"),
+            clone=self.clone if "clone" in known else undeclared("clone"),
+            clean=self.clean if "clean answers" in known else None,
+        )
 
     def known_defense(self) -> KnownDefense:
         """The defense as an attacker rebuilds it."""

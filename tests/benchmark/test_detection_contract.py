@@ -30,7 +30,7 @@ CLASSES = 3
 class Bouncer(Defense):
     """Flags images with a bright first pixel, and refuses those with a bright second pixel too."""
 
-    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stage="detection")
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, needs=("account",), stage="detection")
 
     def __post_init__(self) -> None:
         self.heard: list[str | None] = []
@@ -211,6 +211,22 @@ def test_counts_survive_a_restart() -> None:
     second.load_state_dict(traffic.state_dict())
     second.answer(images((1, 1)))
     assert second.detection() == Detection(flagged=2, refused=1, first_flagged=2)
+
+
+@pytest.mark.parametrize("after", ["topk:k=2", "rounding:decimals=1", "temperature"])
+def test_no_later_link_answers_what_one_refused(after: str) -> None:
+    chain = Chain(links=[Bouncer(), load_defense(after)])
+    probs = torch.rand(3, CLASSES, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    released = chain.release(probs, images((0, 0), (1, 1), (0, 0)))
+    assert torch.equal(released[1], torch.full((CLASSES,), 1 / CLASSES))
+    assert torch.equal(released[[0, 2]], load_defense(after).release(probs[[0, 2]], images((0, 0), (0, 0))))
+
+
+def test_who_asks_is_told_to_the_links_that_declare_that_they_have_to_know() -> None:
+    told, untold = Bouncer(), Bouncer()
+    untold.declare(needs=())
+    Deployment(target(), Chain(links=[told, untold])).serve(images((0, 0)), "somebody")
+    assert (told.heard, untold.heard) == (["somebody"], [None])
 
 
 def test_a_chain_tells_every_link_who_asks_and_joins_their_verdicts() -> None:

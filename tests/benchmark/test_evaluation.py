@@ -66,6 +66,28 @@ class SpoilsOne(Defense):
         return torch.where(first, torch.eye(3)[1], probs)
 
 
+@dataclass(kw_only=True)
+class SpoilsWhatComesLater(Defense):
+    """Keeps one state for all, and gives all images to class 1 once it has seen a dozen."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stateful=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.seen = 0
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return probs if self.seen <= 12 else torch.eye(3)[[1] * len(probs)]
+
+
+def test_costs_do_not_depend_on_whether_unrelated_images_are_at_hand() -> None:
+    with_them, without = measured(SpoilsWhatComesLater()), measured(SpoilsWhatComesLater())
+    with_them.outside = TensorImages(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.zeros(8, dtype=torch.long))
+    assert paid(with_them).shifted == paid(without).shifted
+    assert paid(without).shifted.argmax_changed == 0
+
+
 def measured(defense: Defense, labels: tuple[int, ...] = (0, 0, 0, 0)) -> Evaluator:
     test = TensorImages(torch.full((len(labels), 1, 8, 8), 100, dtype=torch.uint8), torch.tensor(labels))
     return Evaluator(Deployment(SURE, defense), Digits(), test, None, "0123456789ab")

@@ -94,6 +94,10 @@ def test_kl_divergence_is_scipys() -> None:
     assert metrics.kl_divergence(p, q) == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_clone_that_diverged_is_not_near() -> None:
+    assert math.isnan(metrics.kl_divergence(torch.full((2, 3), 1 / 3), torch.full((2, 3), torch.nan)))
+
+
 def test_kl_divergence_goes_from_the_first_to_the_second() -> None:
     p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
     assert metrics.kl_divergence(p, q) == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(5), rel=1e-6)

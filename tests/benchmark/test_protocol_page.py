@@ -14,7 +14,7 @@ from msbench.leaderboard.record import Paid, Stolen
 from msbench.leaderboard.scoring import RANK
 
 PAGE = re.sub(r"\s+", " ", (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8"))
-IN_WORDS = {2: "two", 6: "six", 10: "ten"}
+IN_WORDS = {6: "six", 10: "ten", 20: "twenty"}
 
 
 def listed(values: tuple[float, ...], times: int = 1) -> str:
@@ -36,8 +36,9 @@ def listed(values: tuple[float, ...], times: int = 1) -> str:
         f"a shifted copy of {reliability.SHIFTED_IMAGES:,} test images",
         f"at batches of 1 and 256, the median of {evaluation.REPEATS}",
         f"{reliability.PROBES} test images and {reliability.PROBES} of uniform noise",
-        f"more than {reliability.MATERIAL} apart in L1",
-        f"and {IN_WORDS[int(flags.STANDARD_ERRORS)]} standard errors",
+        f"is more than {reliability.MATERIAL} and {IN_WORDS[int(reliability.ROUNDING)]} times what rounding does",
+        f"differ on average by more than {reliability.MATERIAL} and",
+        f" {IN_WORDS[int(flags.STANDARD_ERRORS)]} standard errors",
         f"{reliability.COPIED_IMAGES} test images and their usual shifted copies",
         f"more than {100 * flags.SHIFT_COST:g} points more",
         f"at most {reliability.HONEST_QUERIES:,} |",

@@ -63,6 +63,27 @@ class Peek(Recovery):
         return self.context.clean(images)
 '''
 
+UNDECLARED = '''
+from msbench import Recovery
+
+
+class Nosy(Recovery):
+    """Asks for what it does not declare to know."""
+
+    what = "defense"
+
+    def prepare(self, context):
+        super().prepare(context)
+        context.known_defense() if self.what == "defense" else context.clone()
+
+    def query(self, images):
+        return self.victim.query(images)
+
+
+class NosyForTheClone(Nosy):
+    what = "clone"
+'''
+
 QUICK = {
     "bayes": "bayes:rows=2000",
     "ddae": "ddae:rows=300,shadows=1,epochs=1",
@@ -77,6 +98,17 @@ def spies(tmp_path: Path) -> Path:
     file = tmp_path / "spies.py"
     file.write_text(SPY)
     return file
+
+
+@pytest.mark.parametrize(("recovery", "what"), [("Nosy", "defense"), ("NosyForTheClone", "clone")])
+def test_what_a_recovery_does_not_declare_to_know_is_withheld(
+    steal: Steal, tmp_path: Path, recovery: str, what: str
+) -> None:
+    file = tmp_path / "nosy.py"
+    file.write_text(UNDECLARED)
+    record = steal(replace(SMALL, recovery=f"{file}:{recovery}"))
+    assert record.status == "failed" and record.error is not None
+    assert f"add '{what}' to its traits' knows" in record.error.message
 
 
 def test_the_harness_rebuilds_the_defense_with_a_seed_of_its_own(steal: Steal, spies: Path) -> None:

@@ -138,6 +138,50 @@ def test_asking_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@dataclass(kw_only=True)
+class Lazy(Defense):
+    """Begins to count when it is first asked."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        self.asked = getattr(self, "asked", 0) + len(images)
+        return probs
+
+
+def test_asking_leaves_no_trace_in_what_begins_with_the_first_question() -> None:
+    for service in (deployment(Lazy()), deployment(Chain(links=[Lazy(), OneStateEach()]))):
+        with without_trace(service):
+            service.answer(torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(1)))
+        links = service.defense.links if isinstance(service.defense, Chain) else [service.defense]
+        assert not hasattr(links[0], "asked")
+
+
+@dataclass(kw_only=True)
+class Moody(OneStateEach):
+    """Refuses an account's queries from the 40th to the 60th, and is as before from then on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.counts: dict[str, int] = {}
+
+    def attend(self, account: str | None) -> None:
+        self.account = account
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        if self.account is None:
+            return probs
+        places = self.counts.get(self.account, 0) + torch.arange(len(images))
+        self.counts[self.account] = int(places[-1]) + 1
+        return torch.where(((places >= 40) & (places < 60))[:, None], torch.full_like(probs, 0.2), probs)
+
+
+def test_what_an_honest_account_suffers_on_the_way_counts() -> None:
+    assert questions(deployment(Moody()))._goes_on(80).tired
+    assert not questions(deployment(Moody()))._goes_on(5).tired
+    assert not questions(deployment(OneStateEach()))._goes_on(80).tired
+
+
 def test_what_was_answered_before_the_attack_outlives_an_interruption() -> None:
     first = questions(deployment(Counting()))
     first.look()
@@ -191,7 +235,7 @@ def test_a_run_without_the_questions_has_the_same_numbers(
     spec = RunSpec(attack="random_noise:batch=40", defense=defense, budget=160)
     asked = steal(spec)
     monkeypatch.setattr(Reliability, "begin", lambda _: None)
-    monkeypatch.setattr(Reliability, "look", lambda _: None)
+    monkeypatch.setattr(Reliability, "look", lambda *_: None)
     monkeypatch.setattr(Reliability, "flags", lambda *_: [])
     unasked = steal(spec, force=True)
     assert asked.status == unasked.status == "done"

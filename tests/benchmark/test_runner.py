@@ -64,6 +64,17 @@ def test_data_that_a_defense_was_given_are_recorded_in_full(steal: Steal) -> Non
     assert (given.diagnostics.auxiliary, none.diagnostics.auxiliary) == (["patches"], [])
 
 
+def test_the_targets_accuracy_is_what_it_is_here(steal: Steal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(*args: Any, **options: Any) -> Any:
+        loaded = load_target(*args, **options)
+        return replace(loaded, card=replace(loaded.card, accuracy=0.123))
+
+    monkeypatch.setattr(session, "load_target", elsewhere)
+    record = steal(NOISE)
+    assert record.target is not None and record.paid is not None
+    assert record.target.accuracy == record.paid.defended_accuracy > 0.7
+
+
 def test_the_numbers_are_those_of_the_target_and_of_the_last_milestone(steal: Steal) -> None:
     record = steal(NOISE)
     loaded = load_target("digits/lenet5")
@@ -340,8 +351,8 @@ def test_a_crash_is_recorded_without_the_home_folder(
     ("fault", "after", "words"),
     [
         ("nan", 0, "released NaN or infinite values"),
-        ("nan", 960, "released NaN or infinite values"),
-        ("logits", 960, "released negative values"),
+        ("nan", 1010, "released NaN or infinite values"),
+        ("logits", 1010, "released negative values"),
         ("half", 0, "rows that sum to 0.5"),
         ("list", 0, "released a list, not a tensor"),
     ],
@@ -355,7 +366,8 @@ def test_a_defense_that_releases_no_probabilities_fails_the_run_by_name(
     assert record.error.type == "ContractViolation"
     assert "misbehaving.py:Faulty" in record.error.message
     assert words in record.error.message
-    # 450 test images are asked before the attack and again at 40 queries; the attack asks forty at a time.
+    # 450 test images are asked before the attack and again at 40 queries, and 64 without a trace; the attack asks forty
+    # at a time.
     assert record.budget.spent == (0 if after == 0 else 80)
 
 

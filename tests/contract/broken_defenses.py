@@ -91,6 +91,36 @@ class TrainsNothing(Identity):
 
 
 @dataclass(kw_only=True)
+class ServesTheTargetAmongThoseThatTrain(Identity):
+    """The same, and says that it looked at the data."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, needs=("data",), stage="training")
+
+
+@dataclass(kw_only=True)
+class RoundsWhereItSaysThatItKeepsTheTopClass(Identity):
+    traits: ClassVar[Traits] = Traits(argmax_preserving=True)
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        rounded = probs.mul(1000).round() + 1e-6
+        return rounded / rounded.sum(dim=1, keepdim=True)
+
+
+@dataclass(kw_only=True)
+class PoisonsAmongDetectors(Identity):
+    """Poisons all that it does not flag, which is everything."""
+
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, stage="detection")
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        self.none = torch.zeros(len(probs), dtype=torch.bool)
+        return uniform(probs)
+
+    def verdict(self) -> Verdict:
+        return Verdict(flagged=self.none, refused=self.none)
+
+
+@dataclass(kw_only=True)
 class DetectsNothing(Identity):
     traits: ClassVar[Traits] = Traits(argmax_preserving=False, stage="detection")
 
@@ -329,7 +359,7 @@ class SharesItsState(CountingHonestly):
 class PoisonsWhoHasAnAccount(Defense):
     """Does without memory what looks like having noticed an attack: honest users are newcomers."""
 
-    traits: ClassVar[Traits] = PLAIN
+    traits: ClassVar[Traits] = Traits(argmax_preserving=False, needs=("account",))
 
     def prepare(self, context: DefenseContext) -> None:
         self.account: str | None = None

@@ -125,6 +125,12 @@ class Later(Watchful):
 
     counts: str = param("all", "whose queries: all, account or strange")
     until: int = param(10**9, "is honest again from here on", ge=0)
+    open: bool = param(True, "whether it declares that it has to know who asks, where it counts accounts")
+    stateful: bool = param(False, "whether it hides behind a declared state")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.declare(stateful=self.stateful, needs=("account",) if self.counts == "account" and self.open else ())
 
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
         if self.counts == "account" and self.account is None:
@@ -173,6 +179,18 @@ class Quota(Watchful):
 
     def state_dict(self) -> dict[str, Any]:
         return {"counts": dict(self.counts)}
+
+
+@dataclass(kw_only=True)
+class FalseAlarm(Quota):
+    """The same, but says of everybody's first query that it took it for an attack's, and answers it."""
+
+    def release(self, probs: Tensor, images: Tensor) -> Tensor:
+        self.first = torch.arange(len(probs)) + self.counts.get(self.account or "", 0) == 0
+        return super().release(probs, images)
+
+    def verdict(self) -> Verdict:
+        return Verdict(self.over | self.first, self.over)
 
 
 @dataclass(kw_only=True)

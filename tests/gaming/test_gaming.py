@@ -92,6 +92,8 @@ def test_what_is_kept_from_those_with_a_name_is_kept_from_honest_users(steal: St
         ("Later:counts=strange", {reliability.DRIFTED, reliability.SINGLED_OUT}),
         ("Later:counts=account", {reliability.PERSONAL, reliability.SINGLED_OUT}),
         ("Later:counts=account,until=1100", {reliability.SINGLED_OUT}),  # honest again when the attack ends
+        # Poisons all, honest users too, until shortly before their costs are measured.
+        ("Later:stateful=true,until=2150", {reliability.MOVED, reliability.DEARER}),
         ("Named:until=3000", {reliability.PERSONAL}),  # honest to all when the attack ends
         ("KnowsTheTest", {reliability.RECOGNIZED, reliability.FRAGILE}),
         ("KnowsTheShifts", {reliability.RECOGNIZED}),
@@ -100,6 +102,7 @@ def test_what_is_kept_from_those_with_a_name_is_kept_from_honest_users(steal: St
         ("Quota:limit=500", {reliability.TIRED}),
         ("Quota:limit=1800", {reliability.LATE}),  # after more queries than there are images of digits
         ("QuietQuota:limit=1800", {reliability.LATE}),
+        ("FalseAlarm:limit=1800", {reliability.LATE}),
     ],
 )
 def test_a_cheat_is_flagged(steal: Steal, cheat: str, flags: set[str]) -> None:
@@ -122,7 +125,14 @@ def test_no_account_goes_by_a_name_that_a_defense_could_know(steal: Steal) -> No
     for name in ("customer", "attack", "attacker", "visitor"):
         record = steal(f"Named:name={name}")
         assert record.paid is not None and record.paid.l1_queries is not None
-        assert (record.paid.l1_queries.max, record.flags) == (0.0, [reliability.LATE])  # it never says whom it flags
+        assert (record.paid.l1_queries.max, record.flags) == (0.0, [])
+
+
+@pytest.mark.parametrize("stateful", ["false", "true"])
+def test_who_asks_is_kept_from_a_defense_that_does_not_declare_that_it_has_to_know(steal: Steal, stateful: str) -> None:
+    record = steal(f"Later:counts=account,open=false,stateful={stateful}", "random_noise:batch=110", 2_200)
+    assert record.paid is not None and record.paid.l1_queries is not None
+    assert (record.paid.l1_queries.max, record.flags) == (0.0, [])
 
 
 def test_a_defense_cannot_change_the_pixels_that_an_attack_learns_from(steal: Steal) -> None:
