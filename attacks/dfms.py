@@ -24,14 +24,18 @@ class DFMSHL(Attack):
 
     First, without queries, a GAN learns to make images like the proxy's synthetic shapes. A clone learns labels of
     proxy and GAN images; the GAN goes on with class diversity (the entropy of the clone's mean answer) in its loss,
-    and a second clone learns labels of the proxy and of the GAN's new images. Then all three alternate: each step
-    asks about one batch of the generator's, which the clone learns, and the generator is trained for realism and
-    diversity, through the clone alone (Sanyal, Addepalli and Babu, CVPR 2022, arXiv 2204.11022).
+    and a second clone learns labels of the proxy and of the GAN's new images (beside old ones, where the budget ends
+    before there are as many). Then all three alternate: each step asks about one batch of the generator's, which the
+    clone learns, and the generator is trained for realism and diversity, through the clone alone (Sanyal, Addepalli and
+    Babu, CVPR 2022, arXiv 2204.11022).
 
     Deviations: all labels are charged, and the proxy's are kept for the second clone; each set of initial labels takes
     no more than ``initial_share`` of the budget (the paper's takes 50,000 of 8 million). The generator is a DCGAN that
-    ends in a normalization. Generated images are not passed through AutoAugment before they are asked. The clone is
-    the last one, without the released code's choice among moving averages.
+    ends in a normalization. The discriminator and the GAN's optimizers go on from phase to phase, where the released
+    code starts new ones. The proxy's images are neither cropped nor mirrored for the discriminator, and in alternation
+    they are drawn with replacement. The clone's rate is not warmed up for alternation. Generated images are not passed
+    through AutoAugment before they are asked. The clone is the last one, without the released code's choice among
+    moving averages.
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(

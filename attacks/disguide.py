@@ -32,8 +32,8 @@ class DisGUIDE(Attack):
 
     Deviations: pixels are in [0, 1] (the paper's mode in which the attacker does not know the service's
     normalization); queried images are rounded to 8 bits, so that they are replayed as they were answered; replay draws
-    with replacement; released probabilities are floored before the logarithm; the clone is the last one, not the best
-    on the test set.
+    with replacement; released probabilities are floored before the logarithm; the generator's batch statistics start as
+    those of its own images, not at zero and one; the clone is the last one, not the best on the test set.
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(threat_model="data-free", access="either", queries_per_step="B")

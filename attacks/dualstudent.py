@@ -36,8 +36,9 @@ class DualStudent(Attack):
     ``classes=discovered``, cross-entropy and disagreement are over the classes that labels have named.
 
     Deviations: pixels are in [0, 1] (the released code feeds tanh's range to a victim trained on normalized
-    images); released probabilities are floored before the logarithm; the reported clone is the last one, not the
-    best on the test set; a moving average is kept of the first student only, since the others' are never used.
+    images); released probabilities are floored before the logarithm; the generator's batch statistics start as those
+    of its own images, not at zero and one; the reported clone is the last one, not the best on the test set; a moving
+    average is kept of the first student only, since the others' are never used.
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(threat_model="data-free", access="either", queries_per_step="5 B")

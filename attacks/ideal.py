@@ -27,9 +27,9 @@ class IDEAL(Attack):
 
     Deviations: every image is labelled once, as it is stored; the released code shifts and mirrors the pool anew in
     every pass and asks about all of it again, 1.26 million queries on MNIST where it counts 25,000, so expect less than
-    the paper has. The student learns the images as they were asked about, in 8 bits. As in the released code, latent
-    vectors stay as drawn and the entropy term rewards uncertainty within each image. The clone is the last student,
-    not the best on the test set.
+    the paper has. The student learns the images as they were asked about, in 8 bits. The generator ends in a
+    normalization and tanh, the released one in a sigmoid. As in the released code, latent vectors stay as drawn and the
+    entropy term rewards uncertainty within each image. The clone is the last student, not the best on the test set.
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(threat_model="data-free", access="labels", queries_per_step="B")
@@ -56,7 +56,9 @@ class IDEAL(Attack):
     schedule: Schedule = param("constant", "decay of the student's rate over the budget: multistep, cosine, constant")
     latent: int = param(256, "length of the generator's latent vectors", ge=1)
     width: int = param(128, "channels of the generator", ge=2)
-    generator_kind: GeneratorName = param("conv", "the generator's form: conv (the paper's), dcgan or residual")
+    generator_kind: GeneratorName = param(
+        "conv", "the generator's form: conv (the paper's but for its end), dcgan or residual"
+    )
 
     def setup(self, victim: Victim, context: AttackContext) -> None:
         """Build the student, the generator and the pool."""

@@ -5,7 +5,8 @@ Everything here is in float32 whatever the networks compute in: logarithms and L
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -98,13 +99,28 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD with momentum 0.9, or Adam with torch's default betas; each step is one fused operation.
 
-    For steps that are ``recorded`` as CUDA graphs the rate lies on the device, where replays find its present value.
+    For steps that are ``recorded`` as CUDA graphs the rate lies on the device, where replays find its present value,
+    also after a state was loaded that a run without recording saved.
     """
     weights = list(parameters)
-    rate: Any = torch.tensor(lr, device=weights[0].device) if recorded else lr
+    optimizer: torch.optim.Optimizer
     if name == "sgd":
-        return torch.optim.SGD(weights, lr=rate, momentum=0.9, weight_decay=weight_decay, fused=True)
-    return torch.optim.Adam(weights, lr=rate, weight_decay=weight_decay, fused=True, capturable=recorded)
+        optimizer = torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=True)
+    else:
+        optimizer = torch.optim.Adam(weights, lr=lr, weight_decay=weight_decay, fused=True)
+    form = partial(_form_groups, recorded=recorded)
+    form(optimizer)
+    optimizer.register_load_state_dict_post_hook(form)
+    return optimizer
+
+
+def _form_groups(optimizer: torch.optim.Optimizer, *, recorded: bool) -> None:
+    """Bring the groups' rates into the form that steps need, whichever they have: loading takes over the saved one."""
+    for group in optimizer.param_groups:
+        rate = float(group["lr"])
+        group["lr"] = torch.tensor(rate, device=group["params"][0].device) if recorded else rate
+        if "capturable" in group:  # Adam's
+            group["capturable"] = recorded
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

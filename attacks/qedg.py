@@ -31,8 +31,9 @@ class QEDG(Attack):
     Deviations: hyperparameters are the released scripts' for MNIST; at least ``least`` of a batch is asked about, the
     most doubtful first, where the released code may go on for rounds without a query; images are jittered as the
     released code does for MNIST (shifted, mirrored, turned), one by one rather than all alike, whatever the data set;
-    training batches are shuffled and the last is not dropped. The victim's labels alone are used. The clone is the
-    last student, not the best on the test set.
+    training batches are shuffled and the last is not dropped. The student starts from random weights, the released
+    ResNet-18 from ImageNet's; the generator ends in a normalization and tanh, the released one in a sigmoid. The
+    victim's labels alone are used. The clone is the last student, not the best on the test set.
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(
@@ -66,7 +67,9 @@ class QEDG(Attack):
     lr_generator: float = param(1e-3, "the generator's learning rate (Adam)", gt=0)
     latent: int = param(512, "length of the generator's latent vectors (CIFAR-10: 1024)", ge=1)
     width: int = param(128, "channels of the generator", ge=2)
-    generator_kind: GeneratorName = param("conv", "the generator's form: conv (the paper's), dcgan or residual")
+    generator_kind: GeneratorName = param(
+        "conv", "the generator's form: conv (the paper's but for its end), dcgan or residual"
+    )
 
     def setup(self, victim: Victim, context: AttackContext) -> None:
         """Build the student, the generator and the memory of answers."""

@@ -5,8 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..targets.persistence import restore, snapshot
-
 
 class Replay:
     """The last queries and their answers, on the device, oldest overwritten first.
@@ -53,12 +51,16 @@ class Replay:
         return sum(tensor.nbytes for tensor in (self.images, self.answers))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything kept."""
-        return snapshot(self)
+        """What is kept, and how many images have been: the places not filled yet would only take room."""
+        filled = slice(len(self))
+        return {"images": self.images[filled].clone(), "answers": self.answers[filled].clone(), "added": self.added}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
-        restore(self, state)
+        self.added = state["added"]
+        filled = slice(len(self))
+        self.images[filled] = state["images"].to(self.images.device)
+        self.answers[filled] = state["answers"].to(self.answers.device)
 
 
 def to_bytes(images: Tensor) -> Tensor:

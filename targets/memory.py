@@ -34,7 +34,8 @@ class InPieces:
             work: is given the place of a piece in the batch.
             restart: called before the first piece, and again before all is done over in smaller ones.
 
-        Raises `torch.OutOfMemoryError` if a single one does not fit.
+        Raises `torch.OutOfMemoryError` if a single one does not fit, or if a CUDA graph is being recorded: what failed
+        there cannot go on, and the same work may well fit where it is not recorded.
         """
         while True:
             size = max(1, min(self.size or count, count))
@@ -42,7 +43,7 @@ class InPieces:
             try:
                 return [work(slice(start, min(start + size, count))) for start in range(0, count, size)]
             except torch.OutOfMemoryError:
-                if size == 1:
+                if size == 1 or _recording():
                     raise
             self.size = math.ceil(size / 2)
             torch.cuda.empty_cache()
@@ -59,3 +60,7 @@ class InPieces:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with that size."""
         self.size = state["size"]
+
+
+def _recording() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

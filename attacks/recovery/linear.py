@@ -54,7 +54,9 @@ class LinearInversion(Recovery):
         vertices = self._vertices()
         # Least squares with a ridge towards the released answer: where two vertices coincide nothing is inverted.
         gram = vertices @ vertices.T + _RIDGE * torch.eye(len(vertices), dtype=vertices.dtype, device=vertices.device)
-        inside: Tensor = torch.linalg.solve(gram, (released @ vertices.T + _RIDGE * released).T).T.clamp_min(0)
+        weighted = (released @ vertices.T + _RIDGE * released).T
+        # The ridge leaves nothing singular to check for, which would make the host wait for an accelerator.
+        inside: Tensor = torch.linalg.solve_ex(gram, weighted).result.T.clamp_min(0)
         total = inside.sum(dim=1, keepdim=True)
         return (inside / total).float()
 

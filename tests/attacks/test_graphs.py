@@ -1,5 +1,6 @@
 """Recorded steps do what ordinary ones do. A stand-in for CUDA's recorder runs everywhere; the real one needs a GPU."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from msbench.attacks.graphs import ORDINARY_CALLS, Recorded
+from msbench.targets.memory import InPieces
 from torch import Tensor, nn
 
 
@@ -27,8 +29,10 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
     @contextmanager
     def record(graph: Recorder) -> Iterator[None]:
         Step.recording = graph
-        yield
-        Step.recording = None
+        try:
+            yield
+        finally:
+            Step.recording = None
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
     monkeypatch.setattr(torch.cuda, "graph", record)
@@ -95,6 +99,31 @@ def test_a_step_that_cannot_be_recorded_stays_ordinary(
         recorded(torch.ones(3, 2))
     assert recorded(torch.ones(3, 2)).tolist() == [3 * (ORDINARY_CALLS + 2)] * 2
     assert (step.ordinary, recorder.replayed) == (ORDINARY_CALLS + 2, 0)
+
+
+def test_memory_that_runs_out_while_recording_leaves_batches_whole(
+    recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = InPieces("batches")
+
+    def work(part: slice) -> Tensor:
+        if Step.recording is not None:
+            raise torch.OutOfMemoryError("no room for a pool of its own")
+        return torch.ones(8)[part].sum()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: Step.recording is not None)
+    recorded = Recorded(lambda values: torch.stack(pieces(work, len(values))), ever=True)
+    for _ in range(ORDINARY_CALLS):
+        recorded(torch.ones(8))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = recorded(torch.ones(8))
+    assert [str(warning.message).partition(":")[0] for warning in caught] == [
+        "a step is not recorded as a CUDA graph, only slower for it"
+    ]
+    assert results.tolist() == [8]
+    assert pieces.size is None
 
 
 def test_nothing_is_recorded_unless_asked_for(recorder: type[Recorder]) -> None:

@@ -1,10 +1,12 @@
 """Targets, losses, schedules and optimizers, against values worked out by hand."""
 
+import copy
 import math
 
 import pytest
 import torch
 from msbench.attacks.learning import (
+    OptimizerName,
     Schedule,
     build_optimizer,
     decay,
@@ -17,7 +19,7 @@ from msbench.attacks.learning import (
     set_lr,
 )
 from msbench.targets.blackbox import BlackBox
-from torch import nn
+from torch import Tensor, nn
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
@@ -113,6 +115,28 @@ def test_optimizers() -> None:
     assert sgd.defaults["momentum"] == 0.9
     assert {optimizer.defaults["lr"] for optimizer in (sgd, adam)} == {0.5}
     assert {optimizer.defaults["weight_decay"] for optimizer in (sgd, adam)} == {0.25}
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_loaded_rate_has_the_form_of_the_run_that_loads_it(name: OptimizerName, recorded: bool) -> None:
+    def build(recorded: bool) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+        weight = nn.Parameter(torch.ones(3))
+        return weight, build_optimizer(name, [weight], lr=0.5, weight_decay=0.125, recorded=recorded)
+
+    (kept, stays), (moved, loads) = build(not recorded), build(recorded)
+    descend(stays, kept.square().sum())
+    loads.load_state_dict(copy.deepcopy(stays.state_dict()))
+    moved.data.copy_(kept.data)
+    [group] = loads.param_groups
+    rate = group["lr"]
+    assert isinstance(rate, Tensor if recorded else float)
+    assert group.get("capturable", recorded) == recorded
+    for weight, optimizer in ((kept, stays), (moved, loads)):
+        set_lr(optimizer, 0.25)
+        descend(optimizer, weight.square().sum())
+    assert rate == (0.25 if recorded else 0.5)  # a recorded step finds the new rate in the old place
+    torch.testing.assert_close(moved, kept)
 
 
 def test_the_rate_is_set_in_every_group() -> None:

@@ -1,7 +1,11 @@
 """Replay: what it keeps, in which order, and in how much memory."""
 
+from collections.abc import Sequence
+
+import pytest
 import torch
 from msbench.attacks.replay import Replay, quantize
+from msbench.benchmark.checks import stored
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -60,10 +64,24 @@ def test_a_million_color_images_take_little_memory() -> None:
     assert replay.nbytes() <= 3.2e9
 
 
-def test_state_round_trips() -> None:
+@pytest.mark.parametrize(("numbers", "expected"), [((), [4, 5]), ((1, 2, 3), [2, 3, 4, 5]), (range(9), [4, 5, 7, 8])])
+def test_state_round_trips(numbers: Sequence[int], expected: list[int]) -> None:
     whole, resumed = Replay(4, SHAPE, 3, CPU), Replay(4, SHAPE, 3, CPU)
-    whole.add(*numbered(1, 2, 3))
-    resumed.load_state_dict(whole.state_dict())
+    for number in numbers:
+        whole.add(*numbered(number))
+    resumed.load_state_dict(stored(whole.state_dict()))
     for replay in (whole, resumed):
         replay.add(*numbered(4, 5))
-    assert kept(whole) == kept(resumed) == [2, 3, 4, 5]
+        assert kept(replay) == expected
+    for ours, theirs in zip(*(replay.take(torch.arange(len(expected))) for replay in (whole, resumed)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_state_takes_as_much_room_as_what_is_kept() -> None:
+    replay = Replay(1000, SHAPE, 3, CPU)
+    replay.add(*numbered(1, 2, 3))
+    state = replay.state_dict()
+    assert (len(state["images"]), len(state["answers"])) == (3, 3)
+    assert state["images"].untyped_storage().nbytes() == 3 * 4  # not a view of all there is room for
+    replay.images.zero_()
+    assert state["images"].amax() == 3

@@ -1,5 +1,6 @@
 """Nothing within an iteration reads a tensor's value on the host, where an accelerator would have to finish first."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,16 @@ from msbench.targets.bounds import Bounds
 from msbench.targets.target import Target
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WAITING = {"_local_scalar_dense", "nonzero", "bincount", "masked_select", "equal", "_unique2", "unique_consecutive"}
+WAITING = {
+    "_linalg_check_errors",
+    "_local_scalar_dense",
+    "_unique2",
+    "bincount",
+    "equal",
+    "masked_select",
+    "nonzero",
+    "unique_consecutive",
+}
 
 
 class Waits(TorchDispatchMode):
@@ -63,8 +73,22 @@ def test_an_iteration_waits_for_nothing(monkeypatch: pytest.MonkeyPatch, attack:
     assert waits.seen == []
 
 
+def test_inverting_a_linear_map_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bounds, "note", note_as_on_an_accelerator)
+    victim = BlackBox(lambda images: images.flatten(1), budget=30, num_classes=3, image_shape=(3, 1, 1))
+    recovery: Any = load("recovery", "linear:answers=20")
+    recovery.wrap(victim)
+    recovery.prepare(SimpleNamespace(device=torch.device("cpu")))
+    answers = torch.rand(10, 3, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    with Waits() as waits:
+        for _ in range(3):
+            recovery.query(answers.view(10, 3, 1, 1))
+    assert waits.seen == []
+
+
 def test_waiting_is_seen() -> None:
     with Waits() as waits:
         float(torch.ones(2).sum())
         torch.ones(3).nonzero()
-    assert waits.seen == ["_local_scalar_dense", "nonzero"]
+        torch.linalg.solve(torch.eye(2), torch.ones(2))
+    assert waits.seen == ["_local_scalar_dense", "nonzero", "_linalg_check_errors"]
