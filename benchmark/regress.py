@@ -19,7 +19,7 @@ from ..leaderboard.texts import escape_markdown, visible
 from .launchers.base import Launcher, Outcome, Watcher
 from .spec import Cell
 from .suite import plans
-from .sweep import due, look, part
+from .sweep import due, expect_runs, look, part
 
 
 def cells_of(
@@ -38,8 +38,7 @@ def cells_of(
         tables = tuple(table.model_copy(update={"seeds": tuple(seeds)}) for table in suite.tables)
         suite = suite.model_copy(update={"tables": tables})
     cells = plans(part(suite, attacks=attacks, defenses=defenses))
-    if not cells:
-        raise UsageError(f"suite {suite.name} has no run of {', '.join([*attacks, *defenses])}")
+    expect_runs(cells, suite, [*attacks, *defenses])
     key, fewest = min(Counter(map(key_of, cells)).items(), key=itemgetter(1))
     if fewest < FEWEST_NEW:
         raise UsageError(

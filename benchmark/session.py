@@ -32,6 +32,7 @@ from ..defenses.deployment import Deployment
 from ..defenses.rebuilt import Rebuilt, withheld
 from ..errors import ContractViolation, Interrupted, StoreError, UsageError
 from ..files import write_atomically
+from ..leaderboard.contradictions import SPENT
 from ..leaderboard.record import (
     BudgetInfo,
     CurvePoint,
@@ -298,7 +299,7 @@ class Session:
             raise ContractViolation(f"attack {self.plan.attack} ended without a single query: nothing can be measured")
         left = self._box().remaining
         if left == 0:
-            return "budget spent"
+            return SPENT
         if self.victim.remaining == 0:
             per_image = self.plan.recovery.queries_per_image
             return f"{left} left, fewer than the {per_image} that one image costs under {self.plan.recovery}"

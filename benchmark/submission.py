@@ -26,13 +26,14 @@ from ..leaderboard.entries import (
     alone,
     check_fit,
     read_entry,
+    read_submission,
     resolved_text,
     submissions,
     with_defenses,
 )
 from ..leaderboard.leaves import leaves
 from ..leaderboard.record import Record, SpecInfo
-from ..leaderboard.store import Store
+from ..leaderboard.store import Store, relative_path
 from ..leaderboard.suites import DefenseEntry, FrozenSuite, load_suite
 from .spec import RunSpec
 from .suite import ColumnPlan, defense_entry, freeze_column
@@ -120,9 +121,8 @@ def collect(entry_file: Path, store: Store, board: Path) -> Bundle:
         raise UsageError(f"{entry_file}: access must be {json.dumps(resolved.needs)}, which is what the code declares")
     check_fit(entry, resolved, entry_file)
     submission = Submission(entry, resolved)
-    others = submissions(board / "entries") if entry.kind == "attack" else ()
     required = runs_of(alone(suite, submission))
-    found = {run: store.get(spec) for run, spec in runs_of(alone(with_defenses(suite, others), submission)).items()}
+    found = {run: store.get(spec) for run, spec in _welcome(submission, suite, board).items()}
     done = {run: record for run, record in found.items() if record is not None and record.status == "done"}
     missing = [spec for run, spec in required.items() if run not in done]
     for record in done.values():
@@ -130,6 +130,30 @@ def collect(entry_file: Path, store: Store, board: Path) -> Bundle:
             raise UsageError(f"{store.path_of(record)}: {problem}")
     text = entry_file.read_text(encoding="utf-8")
     return Bundle(submission=submission, text=text, suite=suite, records=tuple(done.values()), missing=tuple(missing))
+
+
+def _welcome(submission: Submission, suite: FrozenSuite, board: Path) -> dict[str, SpecInfo]:
+    """The runs that its suite asks for, and those of an attack against defenses that stand on the board."""
+    others = submissions(board / "entries") if submission.entry.kind == "attack" else ()
+    return runs_of(alone(with_defenses(suite, others), submission))
+
+
+def superseded(bundle: Bundle, board: Path) -> list[Path]:
+    """The records on a board that nothing would ask for once an entry is replaced: those of its code as it was.
+
+    Raises `UsageError` for a name that is another's or of another suite.
+    """
+    there, results = board / "entries" / f"{bundle.name}.toml", board / "results"
+    if not there.exists():
+        return []
+    _check_replaced(there, bundle.submission.entry)
+    try:
+        before = read_submission(there)
+    except UsageError:  # half an entry, which is written anew
+        return []
+    asked = _welcome(bundle.submission, bundle.suite, board).keys() | runs_of(bundle.suite).keys()
+    left = [spec for run, spec in _welcome(before, bundle.suite, board).items() if run not in asked]
+    return [path for spec in left if (path := results / relative_path(spec)).is_file()]
 
 
 def broken_promises(submission: Submission) -> Iterator[str]:
@@ -189,19 +213,15 @@ def _as_named(text: str, places: Mapping[str, str]) -> str:
 def write(bundle: Bundle, board: Path) -> list[Path]:
     """Put the entry and its records into a board's folder, and say what was written.
 
-    Raises `UsageError` for a name that is another's or of another suite, and for a run that is there with other
-    numbers.
+    Raises `UsageError` for a run that is there with other numbers.
     """
-    results, entries = Store(board / "results"), board / "entries"
-    there = entries / f"{bundle.name}.toml"
-    if there.exists():
-        _check_replaced(there, bundle.submission.entry)
+    results, there = Store(board / "results"), board / "entries" / f"{bundle.name}.toml"
     for record in bundle.records:
         other = results.get(record.spec)
         if other is not None and other != record:
             raise UsageError(
                 f"{results.path_of(record)} holds run {record.run_id} already, with other numbers: a committed record "
-                "stays as it is"
+                "stays as it is; one that you never committed can be deleted"
             )
     texts = {there: bundle.text, there.with_suffix(".json"): resolved_text(bundle.submission.resolved)}
     for path, text in texts.items():

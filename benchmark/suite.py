@@ -169,7 +169,10 @@ def _freeze_tables(plan: TablePlan) -> Iterator[Table]:
     from ..targets.zoo import parse_target
 
     if "{folder}" in plan.target:
-        raise UsageError(f"the target {plan.target} needs a folder of images: give one with --folder DIR")
+        raise UsageError(
+            f"the target {plan.target} needs a folder of images: msbench sweep and msbench suite take one with "
+            "--folder DIR, and every command takes a suite of your own, FILE.toml, with its path in place of {folder}"
+        )
     defenses = tuple(map(defense_entry, plan.defenses))
     for budget in plan.budgets:
         asked = RunSpec(target=plan.target, clone=plan.clone, budget=budget)

@@ -9,8 +9,8 @@ from statistics import median
 from typing import Literal
 
 from ..components import parse_spec
-from ..errors import UnknownName
-from ..leaderboard.store import Store, readable, record_files, run_named
+from ..errors import UnknownName, UsageError
+from ..leaderboard.store import Store, readable, record_files, relative_path, run_named
 from ..leaderboard.suites import Column, DefenseEntry, DefenseSetting, FrozenSuite, Table
 from .launchers.base import Due, reason_of, stamp_of
 from .spec import Cell
@@ -34,16 +34,18 @@ class Standing:
 
 def look(cells: Sequence[Cell], store: Store) -> list[Standing]:
     """Look runs up. One that is unfinished has saved state."""
-    found = {run_named(path): path for path in record_files(store.root)}
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in record_files(store.root):
+        found[run_named(path)].append(path)
     begun = {path.stem for path in store.state_path("any").parent.glob("*.pt")}
-    return [_standing(cell, found.get(cell.run_id), cell.run_id in begun) for cell in cells]
+    return [_standing(cell, store.root, found.get(cell.run_id, []), cell.run_id in begun) for cell in cells]
 
 
-def _standing(cell: Cell, path: Path | None, begun: bool) -> Standing:
-    stamp, record = None, None
-    if path is not None:
-        stamp = stamp_of(path)  # before it is read: what is written between is newer than what was seen
-        record = readable(path, cell.run_id)
+def _standing(cell: Cell, root: Path, paths: Iterable[Path], begun: bool) -> Standing:
+    """What is known of a run from the files that are named after it: its record, and copies of it elsewhere."""
+    stamp = stamp_of(root / relative_path(cell.info))  # before it is read: what is written between is newer
+    records = [record for path in paths if (record := readable(path, cell.run_id)) is not None]
+    record = max(records, key=lambda each: each.status == "done", default=None)
     if record is not None and record.status == "done":
         return Standing(cell=cell, state="done", stamp=stamp, seconds=record.timing.wall)
     if record is not None and record.status == "failed":
@@ -89,6 +91,15 @@ def part(
     _insist("seed", map(str, seeds), {str(seed) for table in suite.tables for seed in table.seeds}, str.__eq__)
     tables = [left for table in suite.tables if (left := _choose(table, defenses, attacks, seeds)) is not None]
     return suite.model_copy(update={"tables": tuple(tables)})
+
+
+def expect_runs(cells: Sequence[Cell], suite: FrozenSuite, patterns: Iterable[str]) -> None:
+    """Raise `UsageError` where patterns, each of which names something of a suite, leave nothing of it together."""
+    if not cells:
+        raise UsageError(
+            f"suite {suite.name} has no run of {', '.join(patterns)}: it holds each, but they never meet. See msbench "
+            "suite show for its tables; columns that are not ranked meet the defense none alone"
+        )
 
 
 def _choose(table: Table, defenses: Sequence[str], attacks: Sequence[str], seeds: Sequence[int]) -> Table | None:

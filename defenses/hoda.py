@@ -27,8 +27,8 @@ class HODA(Detector):
 
     Sadeghzadeh et al. (arXiv 2106.11424). Deviations: the target's own checkpoints are not kept, so that a network
     of its architecture is trained as it was, in ``checkpoints`` equally long parts of whole epochs (11 for mnist's
-    four), on four fifths of the defender's images. The fifth that it has not seen gives the data's histogram, and the limit: one in a
-    thousand benign sequences, drawn from that fifth with repetition, exceeds it.
+    four), on four fifths of the defender's images. The fifth that it has not seen gives the data's histogram, and the
+    limit: one in a thousand benign sequences, drawn from that fifth with repetition, exceeds it.
     Histograms do not overlap. What is kept of an account are the fewer than ``num_s`` hardnesses of an unfinished one.
     """
 

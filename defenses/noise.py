@@ -30,9 +30,9 @@ class Noise(Defense):
 
     By default noise is drawn anew for every answer, so that averaging over r repeats reduces its standard deviation
     by the square root of r. What is left is the mean of the projected, or softened, answers: flatter than the clean
-    one, the more so the more classes there are; only ``dirichlet`` has no such bias. With ``per_input`` noise is a keyed
-    function of the image, rounded to 8 bits: asking again gives the same answer, whatever else is in the batch, and
-    another draw takes another image, by one gray level of one pixel at least. Neither kind preserves the top class.
+    one, the more so the more classes there are; only ``dirichlet`` has no such bias. With ``per_input`` noise is a
+    keyed function of the image, rounded to 8 bits: asking again gives the same answer, whatever else is in the batch,
+    and another draw takes another image, by one gray level of one pixel at least. Neither kind preserves the top class.
 
     A baseline of msbench, not a reproduction; we know of no paper that offers Dirichlet noise as a defense of its
     own. Deviations from noise found elsewhere: Orekondy et al. (ICLR 2020) add theirs to log(p / (1 - p)); ART's
@@ -58,8 +58,8 @@ class Noise(Defense):
         knob="scale",
         sweep=(0.02, 0.05, 0.1, 0.2, 0.5),
         preserves="Answers near the target's, and their top class, where their gaps are large beside the noise.",
-        weakness="Averaging repeated answers leaves the bias alone that the way back to the simplex gives them (none for "
-        "dirichlet), a fixed function of the answer that can be inverted.",
+        weakness="Averaging repeated answers leaves the bias alone that the way back to the simplex gives them (none "
+        "for dirichlet), a fixed function of the answer that can be inverted.",
     )
 
     def __post_init__(self) -> None:
@@ -71,8 +71,8 @@ class Noise(Defense):
         if self.per_input:
             self.declare(
                 stochastic=False,
-                weakness="Averaging over slightly changed images leaves little but the bias that the way back to the simplex "
-                "gives them.",
+                weakness="Averaging over slightly changed images leaves little but the bias that the way back to the "
+                "simplex gives them.",
             )
 
     def prepare(self, context: DefenseContext) -> None:

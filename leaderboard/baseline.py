@@ -11,7 +11,7 @@ that failed may be just those that would have told.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -202,6 +202,8 @@ def load_baseline(name: str) -> Baseline:
         raise UnknownName("baseline", name, sorted(known.stem for known in FOLDER.glob("*.json")))
     try:
         return Baseline.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read the baseline {path}: {error.strerror or error}") from None
     except ValidationError as error:
         raise UsageError(f"the baseline {path} is not usable: {error}") from None
 
@@ -266,10 +268,7 @@ def as_baseline(suite: str, protocol: str, runs: Iterable[Planned], known: Basel
     cells = []
     for key, group in _grouped(runs).items():
         records = sorted(_done(group), key=lambda record: record.spec.seed)
-        if len(records) < FEWEST_OLD:
-            raise UsageError(
-                f"{_in_words(key)}: a baseline needs {FEWEST_OLD} seeds at least, and twenty to be worth much"
-            )
+        _expect_seeds(key, len(records))
         values = {metric: _values(records, metric) for metric in STRENGTH}
         spent = {record.budget.spent for record in records}
         cells.append(
@@ -285,6 +284,24 @@ def as_baseline(suite: str, protocol: str, runs: Iterable[Planned], known: Basel
         made = {cell.key for cell in cells}
         cells += [cell for cell in known.cells if cell.key not in made]
     return Baseline(suite=suite, protocol=protocol, cells=tuple(cells))
+
+
+def check_seeds(keys: Iterable[Key]) -> None:
+    """Raise `UsageError` for runs of too few seeds to make a baseline of.
+
+    Args:
+        keys: the cells that runs are planned of, one a run.
+    """
+    for key, count in Counter(keys).items():
+        _expect_seeds(key, count)
+
+
+def _expect_seeds(key: Key, count: int) -> None:
+    if count < FEWEST_OLD:
+        raise UsageError(
+            f"{_in_words(key)} has {count}, and a baseline needs {FEWEST_OLD} seeds at least, and twenty to be worth "
+            "much: give more with --seed"
+        )
 
 
 def compare(baseline: Baseline, runs: Iterable[Planned]) -> list[Comparison]:

@@ -16,7 +16,7 @@ from .baseline import find_baseline
 from .board import gate_text, make_board, worst_share
 from .check import check_records
 from .consistency import Declared, key_of, of_declaration, of_defenses
-from .entries import Submission, alone, misplaced, read_submission, with_columns, with_defenses
+from .entries import Submission, alone, left_out, misplaced, read_submission, with_columns, with_defenses
 from .history import KEPT, Change
 from .leaves import leaves
 from .record import SCHEMA_VERSION, Record, SpecInfo, run_id
@@ -54,7 +54,7 @@ def check_board(board: Path, protocol: str, changes: Iterable[Change] = ()) -> F
     submitted = _submissions(board / "entries", protocol, found)
     records = _records(board / "results", found)
     declared = _declared(submitted.values())
-    found.problems += check_records(records, protocol)
+    found.problems += check_records(records, protocol, _attacks())
     found.problems += of_defenses(records, declared)
     found.problems += ((path, problem) for path, each in records.items() for problem in _unfit(each, declared))
     _note_uncommitted(records, found)
@@ -71,6 +71,12 @@ def check_board(board: Path, protocol: str, changes: Iterable[Change] = ()) -> F
 
 def _suites() -> list[FrozenSuite]:
     return [load_suite(name) for name in suites.names()]
+
+
+def _attacks() -> set[str]:
+    """The suites' own: none stops early because of what it is answered, and no two are variants of one."""
+    columns = (column for suite in _suites() for table in suite.tables for column in table.columns)
+    return {key_of(setting.attack) for column in columns for setting in column.settings}
 
 
 def _submissions(folder: Path, protocol: str, found: Findings) -> dict[Path, Submission]:
@@ -105,7 +111,7 @@ def _check_suite(submission: Submission, protocol: str) -> None:
 
 def _records(folder: Path, found: Findings) -> dict[Path, Record]:
     records: dict[Path, Record] = {}
-    known = set(record_files(folder))
+    known = set() if folder.is_symlink() else set(record_files(folder))
     for path in _files(folder, found):
         if path not in known:
             found.problems.append((path, "is no record"))
@@ -119,6 +125,9 @@ def _records(folder: Path, found: Findings) -> dict[Path, Record]:
 
 def _files(folder: Path, found: Findings) -> Iterator[Path]:
     """All files but those of runs in progress; links, which may lead anywhere, and large files are problems."""
+    if folder.is_symlink():
+        found.problems.append((folder, "is a link"))
+        return
     for path in sorted(folder.rglob("*")):
         if path.relative_to(folder).parts[0] in WORKING:
             continue
@@ -183,6 +192,7 @@ def _check_runs(
         )
         asked |= {run: (submission.entry.name, spec) for run, spec in more.items()}
         missing = runs.keys() - there
+        _check_tables(path, submission, suite, found)
         if len(missing) == len(runs):
             found.problems.append((path, f"none of its {len(runs)} runs is in {board / 'results'}"))
         elif missing and not submission.entry.partial:
@@ -194,6 +204,15 @@ def _check_runs(
     for place, path in enumerate(unexpected):
         near = _nearest(records[path].spec, asked.values()) if place < _EXPLAINED else ""
         found.problems.append((path, f"is a run that no suite and no entry asks for{near}"))
+
+
+def _check_tables(path: Path, submission: Submission, suite: FrozenSuite, found: Findings) -> None:
+    """An attack that was run on some of the suite's targets is as incomplete as one that was run on some defenses."""
+    lacking = "; ".join(left_out(submission, suite))
+    if lacking and submission.entry.partial:
+        found.notes.append(f"{submission.entry.name}: leaves out {lacking}")
+    elif lacking:
+        found.problems.append((path, f"leaves out {lacking}: run these too, or say partial = true"))
 
 
 def _others(suite: FrozenSuite, submission: Submission, submitted: Mapping[Path, Submission]) -> FrozenSuite:
@@ -279,11 +298,13 @@ def _check_changes(board: Path, changes: Iterable[Change], records: Mapping[Path
         if record.stolen is not None:
             seeds[cell_of(record)][record.run_id] = record.stolen.clone_accuracy
     for change in changes:
-        kind, added = change.path.relative_to(board).parts[0], records.get(change.path)
+        (kind, *below), added = change.path.relative_to(board).parts, records.get(change.path)
         if kind not in KEPT:
             found.notes.append(f"{change.path} is {_happened(change)}, and is no part of the board: review it as code")
         elif change.removed:
             found.problems.append((change.path, f"was committed and is removed: {kind} only grow"))
+        elif below and below[0] in WORKING:
+            found.problems.append((change.path, f"is {_happened(change)}: it is of runs in progress, leave it out"))
         elif kind in _JUDGES:
             found.problems.append((change.path, f"is {_happened(change)}: {_JUDGES[kind]}; {_MAINTAINED}"))
         elif change.before is None:

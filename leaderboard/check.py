@@ -1,11 +1,11 @@
 """What a record must satisfy beyond its schema before it may stand on a leaderboard."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 from ..errors import StoreError
-from .consistency import of_targets
+from .consistency import of_budgets, of_clones, of_targets
 from .contradictions import contradictions
 from .leaves import leaves
 from .record import Record
@@ -28,21 +28,23 @@ def check_files(paths: Iterable[Path], protocol: str) -> Iterator[tuple[Path, st
     yield from check_records(read, protocol)
 
 
-def check_records(records: dict[Path, Record], protocol: str) -> Iterator[tuple[Path, str]]:
-    """The same for records that are read already."""
+def check_records(
+    records: dict[Path, Record], protocol: str, attacks: Collection[str] = ()
+) -> Iterator[tuple[Path, str]]:
+    """The same for records that are read already.
+
+    Args:
+        attacks: those that `of_clones` and `of_budgets` know more of, which a suite's are.
+    """
     runs: dict[str, Path] = {}
-    clones: dict[tuple[object, ...], Path] = {}
     for path, record in records.items():
         yield from ((path, problem) for problem in problems(record, path, protocol))
         first = runs.setdefault(record.run_id, path)
         if first is not path:
             yield path, f"run {record.run_id} is already in {first}"
-            continue
-        if record.status == "done":
-            twin = clones.setdefault(_clone_of(record), path)
-            if records[twin].spec.seed != record.spec.seed:
-                yield path, f"stolen: the clone of another seed, in {twin}, cannot be the same to the last digit"
     yield from of_targets(records)
+    yield from of_clones(records, attacks)
+    yield from of_budgets(records, attacks)
 
 
 def problems(record: Record, path: Path, protocol: str) -> Iterator[str]:
@@ -60,17 +62,6 @@ def problems(record: Record, path: Path, protocol: str) -> Iterator[str]:
     yield from contradictions(record)
     if not _is_utc(record.timing.created_utc):
         yield f"timing: created_utc {record.timing.created_utc!r} is no UTC time (2026-01-02T03:04:05+00:00)"
-
-
-def _clone_of(record: Record) -> tuple[object, ...]:
-    """Two runs that differ in the attack's seed train two clones, which differ in the digits of their distances.
-
-    Those that have collapsed onto one class have the same distances, but what they are fooled by is their own.
-    """
-    same = record.spec.without_seeds().model_dump_json()
-    if record.stolen is None or record.stolen.kl == 0:
-        return same, record.run_id
-    return same, record.stolen.kl, record.stolen.l1, record.stolen.transfer.model_dump_json()
 
 
 def _is_utc(text: str) -> bool:

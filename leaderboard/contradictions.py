@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from .curve import area_under_curve, queries_to
 from .flags import ALL, FLAGGED_SINCE, FRAGILE, fragile, lacks
-from .record import CurvePoint, Diagnostics, Distance, Paid, Record, Stolen, TargetInfo
+from .record import BudgetInfo, CurvePoint, Diagnostics, Distance, Paid, Record, Stolen, TargetInfo
 
 FLOORED = -math.log(1e-12)
 """The largest negative log-probability, nats: probabilities are floored there."""
@@ -20,6 +20,8 @@ MOST_TRANSFER_IMAGES = 1000
 """Adversarial examples start from all test images that the target gets right, up to this many."""
 MOST_TEST_IMAGES = 200_000
 """No known test set is larger; a share that is no fraction of fewer images was not counted."""
+SPENT = "budget spent"
+"""Why an attack ended that left nothing of its budget."""
 _SAME = 1e-9
 """Rounding of sums in double precision."""
 _BIN = 2e-3
@@ -29,16 +31,13 @@ _BIN = 2e-3
 def contradictions(record: Record) -> Iterator[str]:
     """What cannot be true of a record that is valid by its schema, a line each."""
     asked = [point.queries for point in record.curve]
-    if asked != sorted(set(asked)):
-        yield "curve: queries do not increase"
-    if asked and asked[-1] > record.budget.spent:
-        yield f"curve: {asked[-1]} queries, but only {record.budget.spent} were spent"
+    yield from _of_budget(asked, record.budget)
     if record.diagnostics and record.target:
         yield from _of_queries(record.diagnostics, record.budget.spent, record.target)
     if record.schema_version >= FLAGGED_SINCE:
         yield from (f"flags: {flag!r} is none that a run gives" for flag in record.flags if flag not in ALL)
     if record.target and record.stolen and record.paid and record.status == "done":
-        if record.curve:
+        if asked and asked[0] > 0 and _increase(asked):  # what lies below any other curve is no area
             yield from _of_curve(record.curve, record.budget.spent, record.stolen, record.target)
         yield from _of_counts(record, record.target, record.stolen, record.paid)
         yield from _of_clone(record.curve, record.stolen, record.target)
@@ -48,6 +47,22 @@ def contradictions(record: Record) -> Iterator[str]:
 
 
 # -------------------------------------------------------------------------------------------------- the curve
+
+
+def _of_budget(asked: list[int], budget: BudgetInfo) -> Iterator[str]:
+    """What cannot be true of how much was asked, and when the curve was measured."""
+    if not _increase(asked):
+        yield "curve: queries do not increase"
+    if 0 in asked:
+        yield "curve: a point at 0 queries, where no clone is measured"
+    if asked and asked[-1] > budget.spent:
+        yield f"curve: {asked[-1]} queries, but only {budget.spent} were spent"
+    if budget.stop == SPENT and budget.spent != budget.limit:
+        yield f"budget: stop is {SPENT!r}, but {budget.spent} of {budget.limit} queries were"
+
+
+def _increase(asked: list[int]) -> bool:
+    return asked == sorted(set(asked))
 
 
 def _of_curve(curve: list[CurvePoint], spent: int, stolen: Stolen, target: TargetInfo) -> Iterator[str]:
@@ -72,6 +87,10 @@ def _of_curve(curve: list[CurvePoint], spent: int, stolen: Stolen, target: Targe
 def _of_counts(record: Record, target: TargetInfo, stolen: Stolen, paid: Paid) -> Iterator[str]:
     """Shares are whole numbers of images over a number of images."""
     transfer = stolen.transfer
+    if transfer.images > MOST_TRANSFER_IMAGES:
+        yield f"stolen: transfer.images is {transfer.images}, but no more than {MOST_TRANSFER_IMAGES} are used"
+    if target.accuracy and not transfer.images:
+        yield "stolen: transfer.images is 0, but the target gets test images right"
     for name in ("fgsm", "bim", "pgd"):
         if transfer.images and not _counts(getattr(transfer, name), transfer.images):
             yield f"stolen: transfer.{name} is no number of the {transfer.images} images it was measured on"

@@ -12,6 +12,7 @@ Every text in an entry is somebody else's: it is one line of printable character
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -243,6 +244,9 @@ def _misfits(entry: Entry, resolved: Resolved) -> Iterator[str]:
 def _misfits_of_defense(entry: Entry, resolved: DefenseEntry) -> Iterator[str]:
     if resolved.family == "control":
         yield "controls are the suite's own: they are not ranked, and stand in every table"
+    if resolved.family in ("deterministic", "randomized") and resolved.stochastic != (resolved.family == "randomized"):
+        drawn = "is" if resolved.stochastic else "is not"
+        yield f"its family is {resolved.family}, but it {drawn} stochastic: what draws is ranked among the randomized"
     if set(resolved.needs) != set(entry.access):
         yield f"it needs {_listed(resolved.needs)}, but declares {_listed(entry.access)}"
     links = split_chain(entry.spec)
@@ -251,19 +255,39 @@ def _misfits_of_defense(entry: Entry, resolved: DefenseEntry) -> Iterator[str]:
         if not _is_setting(links, mine, resolved.knob):
             yield f"settings.{i}: {setting.spec} is none of the settings of {entry.spec}"
         yield from (f"settings.{i}: {reason}" for reason in _misresolved(mine, setting.resolved))
+    yield from _misfits_of_sweep(resolved)
+
+
+def _misfits_of_sweep(resolved: DefenseEntry) -> Iterator[str]:
+    """All settings are of one code, and nothing but the knob tells them apart."""
+    each = [setting.resolved for setting in resolved.settings]
+    first = each[0]
+    for i, mine in enumerate(each):
+        if mine in each[:i]:
+            yield f"settings.{i}: {resolved.settings[i].spec} is there twice: leave it out"
+        if mine.version != first.version:
+            yield f"settings.{i}: its version is {mine.version}, but that of settings.0 is {first.version}"
+        for key in sorted((mine.params.keys() | first.params.keys()) - {resolved.knob}):
+            if mine.params.get(key) != first.params.get(key):
+                told = f"{key} is {mine.params.get(key)!r}, but {first.params.get(key)!r} in settings.0"
+                yield f"settings.{i}: {told}, and only the knob may differ, which is {resolved.knob}"
 
 
 def _misfits_of_attack(entry: Entry, resolved: AttackEntry) -> Iterator[str]:
+    versions: dict[str, str] = {}
     for i, table in enumerate(resolved.tables):
         for k, column in enumerate(table.columns):
             where = f"tables.{i}.columns.{k}"
-            if column.role != "ranked":
+            if column.role != "ranked" or column.resolved_recovery.name.startswith("oracle_"):
                 yield f"{where}: an upper bound lowers no score: only what can be ranked is submitted"
             if column.attack != entry.spec:
                 yield f"{where}: its attack is {column.attack}, the entry's {entry.spec}"
             said = [([column.recovery], column.resolved_recovery)]
             said += (([column.attack], setting.attack) for setting in column.settings)
             yield from (f"{where}: {reason}" for links, found in said for reason in _misresolved(links, found))
+            for (spec,), found in said:
+                if versions.setdefault(spec, found.version) != found.version:
+                    yield f"{where}: the version of {spec} is {found.version}, but {versions[spec]} before"
         if tuple(column.recovery for column in table.columns) != entry.recoveries:
             yield f"tables.{i}: its recoveries are not the entry's, {', '.join(entry.recoveries)}"
 
@@ -284,6 +308,10 @@ def _misresolved(links: Sequence[str], resolved: ComponentInfo) -> Iterator[str]
         if key not in resolved.params or not _means(text, resolved.params[key]):
             found = f"has resolved to {key}={resolved.params[key]!r}" if key in resolved.params else f"lacks {key}"
             yield f"{'+'.join(links)} {found}"
+    parts = (r"[^+]*\+[0-9a-f]{8}" if ".py:" in each else ".+" for each in names)
+    if not re.fullmatch(r"\+".join(parts), resolved.version):
+        told = "that of a file ends in + and eight digits of the file's SHA-256"
+        yield f"{'+'.join(links)} cannot have version {resolved.version!r}: {told}"
 
 
 def _written(links: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -336,6 +364,15 @@ def misplaced(submission: Submission, suite: FrozenSuite) -> Iterator[str]:
                 yield f"{where}: its clone is {clone}, but the suite's are of the target's architecture"
             if pool and _images(pool) == _images(_data_set(target)):
                 yield f"{where}: its pool {pool} is the target's own data, which makes it an upper bound"
+
+
+def left_out(submission: Submission, suite: FrozenSuite) -> list[str]:
+    """The tables of its suite that a submitted attack was not resolved for, in words."""
+    if not isinstance(submission.resolved, AttackEntry):
+        return []
+    columns = _columns(submission.resolved)
+    tables = [(table.target.name, table.budget) for table in suite.tables]
+    return [f"{target}, {budget:,} queries" for target, budget in tables if (target, budget) not in columns]
 
 
 def _data_set(target: str) -> str:

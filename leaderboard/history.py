@@ -1,5 +1,6 @@
 """What a pull request changes of a board: against a commit, or against another copy of the folder."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,18 +46,23 @@ def against(board: Path, other: Path) -> Iterator[Change]:
         raise UsageError(f"no folder {other} to compare with")
     now, then = (set(_names(folder)) for folder in (board, other))
     for name in sorted(now | then):
-        before = (other / name).read_bytes() if name in then else None
+        before = _content(other / name) if name in then else None
         if name not in now:
             yield Change(board / name, before, True)
-        elif before != (board / name).read_bytes():
+        elif before != _content(board / name):
             yield Change(board / name, before, False)
 
 
 def _names(board: Path) -> Iterator[Path]:
-    """All files but what Python leaves where it runs."""
+    """All files and links but what Python leaves where it runs."""
     for path in sorted(board.rglob("*")):
-        if path.is_file() and path.parent.name != "__pycache__":
+        if (path.is_file() or path.is_symlink()) and path.parent.name != "__pycache__":
             yield path.relative_to(board)
+
+
+def _content(path: Path) -> bytes:
+    """What git keeps of it: of a link, where it leads."""
+    return os.fsencode(path.readlink()) if path.is_symlink() else path.read_bytes()
 
 
 def _git(board: Path, *arguments: str) -> bytes:

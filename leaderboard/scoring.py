@@ -178,7 +178,11 @@ def told_apart(better: Estimate, worse: Estimate) -> bool:
 
 
 def cells(records: Iterable[Record]) -> list[Cell]:
-    """Group the records that are done into cells, in a fixed order; records of one run count once."""
+    """Group the records that are done into cells, in a fixed order.
+
+    Records of one run count once, and so do runs under several of the defense's seeds that came to the same in all that
+    was stolen and paid: a defense that draws nothing has but one answer, which is no sample.
+    """
     groups: dict[Condition, list[Measurement]] = defaultdict(list)
     for condition, measurement in _runs(records):
         groups[condition].append(measurement)
@@ -228,16 +232,23 @@ def spec_text(component: ComponentInfo) -> str:
 def _runs(records: Iterable[Record]) -> Iterator[tuple[Condition, Measurement]]:
     """What was measured and under which condition, once for each finished run: its newest record counts."""
     conditions: dict[str, Condition] = {}
-    newest: dict[str, tuple[str, Condition, Measurement]] = {}
+    newest: dict[str, tuple[str, Condition, Measurement, str]] = {}
     for record in records:
         measurement = _measure(record)
         if measurement is not None:
             spec = record.spec.model_dump_json(exclude={"seed", "defense_seed"})  # few of many: made once for each
             if spec not in conditions:
                 conditions[spec] = _condition(record.spec.without_seeds())
-            run = record.timing.created_utc, conditions[spec], measurement
+            run = record.timing.created_utc, conditions[spec], measurement, _but_for_the_defense_seed(record)
             newest[record.run_id] = max(newest.get(record.run_id, run), run)
-    return ((condition, measurement) for _, condition, measurement in newest.values())
+    distinct = {outcome: (condition, measurement) for _, condition, measurement, outcome in newest.values()}
+    return iter(distinct.values())
+
+
+def _but_for_the_defense_seed(record: Record) -> str:
+    """What was asked for and what came of it: the same where the defense's seed is all that differs."""
+    spec = record.spec.model_dump_json(exclude={"defense_seed"})
+    return spec + record.model_dump_json(include={"stolen", "paid"})
 
 
 def _measure(record: Record) -> Measurement | None:

@@ -24,7 +24,7 @@ from .options import (
 from .values import parse_seeds
 
 if TYPE_CHECKING:
-    from ...leaderboard.baseline import Comparison, Planned
+    from ...leaderboard.baseline import Baseline, Comparison, Key, Planned
 
 REGRESSION = 3
 """Exit code where strength has changed, whatever else there is."""
@@ -74,7 +74,7 @@ def regress(
     its cell is not judged. Nothing that was run before counts, but for what --store names.
     """
     from ...files import write_atomically
-    from ...leaderboard.baseline import compare, load_baseline, path_of
+    from ...leaderboard.baseline import compare, path_of
     from ..launchers.base import Conditions
     from ..launchers.local import LocalLauncher
     from ..regress import Lines, as_junit, as_markdown, cells_of, key_of, run_cells
@@ -84,11 +84,7 @@ def regress(
         raise UsageError(f"the suite {suite} is a file, which has no baseline of its own: name one with --baseline")
     frozen = load(suite)
     cells = cells_of(frozen, seed, attacks=attack, defenses=defense)
-    known = None if update else load_baseline(baseline or suite)
-    if known is not None and known.protocol != frozen.protocol:
-        raise UsageError(f"the baseline is of protocol {known.protocol}, the suite of {frozen.protocol}")
-    if known is not None:
-        known.check(map(key_of, cells))
+    known = _known(baseline or suite, frozen.protocol, list(map(key_of, cells)), update=update)
     with ExitStack() as stack:
         folder = store or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="msbench-regress-")))
         stop = stack.enter_context(stopping())
@@ -98,8 +94,8 @@ def regress(
         runs = run_cells(cells, launcher, folder, watcher, stop)
         if stop.is_set():
             raise Interrupted("the runs that were not done" + ("" if store else "; without --store all start over"))
-    if known is None:
-        _update(path_of(baseline or suite), frozen.name, frozen.protocol, runs)
+    if update or known is None:
+        _update(path_of(baseline or suite), frozen.name, frozen.protocol, runs, known)
         return
     lines = compare(known, runs)
     for file, text in ((markdown, as_markdown(lines, runs, frozen.name)), (junit, as_junit(lines, runs, frozen.name))):
@@ -115,15 +111,31 @@ def regress(
         ctx.exit(1)
 
 
-def _update(path: Path, suite: str, protocol: str, runs: "Sequence[Planned]") -> None:
+def _known(name: str, protocol: str, keys: "Sequence[Key]", *, update: bool) -> "Baseline | None":
+    """The baseline that there is; None only where one is to be written anew.
+
+    Raises `UsageError` for what would be refused after the runs: too few seeds, and a baseline that cannot be used.
+    """
+    from ...leaderboard.baseline import check_seeds, load_baseline, path_of
+
+    if update:
+        check_seeds(keys)
+        return load_baseline(name) if path_of(name).exists() else None
+    known = load_baseline(name)
+    if known.protocol != protocol:
+        raise UsageError(f"the baseline is of protocol {known.protocol}, the suite of {protocol}")
+    known.check(keys)
+    return known
+
+
+def _update(path: Path, suite: str, protocol: str, runs: "Sequence[Planned]", known: "Baseline | None") -> None:
     from ...errors import MsbenchError
     from ...files import write_atomically
-    from ...leaderboard.baseline import as_baseline, dumps, load_baseline
+    from ...leaderboard.baseline import as_baseline, dumps
 
     done = sum(run.done for run in runs)
     if done < len(runs):
         raise MsbenchError(f"{len(runs) - done} of {len(runs)} runs are not done: no baseline is written")
-    known = load_baseline(str(path)) if path.is_file() else None
     write_atomically(path, dumps(as_baseline(suite, protocol, runs, known)))
     click.echo(f"{path} is written, from {done} runs", err=True)
 

@@ -1,5 +1,6 @@
 """Commands of ``msbench leaderboard`` for those who submit to a board, and for those who check what was submitted."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -251,6 +252,17 @@ def entry(suite: str, defense: str | None, attack: str | None, output: Path | No
     click.echo(f"{output} is written: fill in what is empty, then msbench leaderboard submit {output}", err=True)
 
 
+def _expect_no_others(records: Sequence[Path], name: str) -> None:
+    """Refuse to leave records of an earlier attempt behind, which no check would let pass."""
+    for record in records:
+        click.echo(shlex.join(["rm", str(record)]))
+    if records:
+        raise UsageError(
+            f"{len(records)} records on the board are of {name} as it was before, and nothing will ask for them: the "
+            "commands above delete them. Where they were merged they stay: then enter this under another name"
+        )
+
+
 @click.command()
 @click.argument("path", metavar="ENTRY", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @store_option
@@ -261,11 +273,13 @@ def entry(suite: str, defense: str | None, attack: str | None, output: Path | No
 def submit(ctx: click.Context, path: Path, store: Path, board: Path, dry_run: bool) -> None:
     """Put an entry and its records into the board's folder.
 
-    ENTRY is a TOML file; msbench leaderboard entry writes one to fill in. The contract suite and all checks are run
-    first. Prints the commands that are left to do.
+    ENTRY is a TOML file; msbench leaderboard entry writes one to fill in. Checked before anything is written: the entry
+    against its code, that its runs are there, each record by itself, what stands on the board under the entry's name,
+    and the contract suite. Checked afterwards: the whole board, as by msbench leaderboard check --board. What is found
+    then ends in exit code 4, and what was written stays. Prints the commands that are left to do.
     """
     from ...leaderboard.store import Store
-    from ..submission import broken_promises, check_checkout, collect, commands, publishing, write
+    from ..submission import broken_promises, check_checkout, collect, commands, publishing, superseded, write
 
     _check_folder(board)
     if not dry_run:
@@ -278,6 +292,7 @@ def submit(ctx: click.Context, path: Path, store: Path, board: Path, dry_run: bo
             f"{len(bundle.missing)} of {len(bundle.missing) + len(bundle.records)} runs are missing in {store}: the "
             "commands above run them, or the entry says partial = true"
         )
+    _expect_no_others(superseded(bundle, board), bundle.name)
     broken = list(broken_promises(bundle.submission))
     for line in broken:
         click.echo(line)

@@ -90,13 +90,15 @@ def sweep(ctx: click.Context, /, *, store: Path, dry_run: bool, as_json: bool, q
     from ..launchers.base import Conditions
     from ..launchers.local import LocalLauncher
     from ..suite import asked_targets, load, plans
-    from ..sweep import choose, due, look
+    from ..sweep import choose, due, expect_runs, look
 
     name, folder = options["suite"], options["folder"]
     seeds = [seed for part in options["seeds"] for seed in part]
     chosen = choose(load(name, folder), defenses=options["defenses"], attacks=options["attacks"], seeds=seeds)
     where = Store(store)
-    standings = look(plans(chosen, asked_targets(name, folder)), where)
+    cells = plans(chosen, asked_targets(name, folder))
+    expect_runs(cells, chosen, [*options["attacks"], *options["defenses"]])
+    standings = look(cells, where)
     runs = due(standings, retry_failed=options["retry_failed"])
     launcher = LocalLauncher(
         conditions=Conditions(

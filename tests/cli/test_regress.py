@@ -121,6 +121,24 @@ def test_what_cannot_be_compared_is_said_before_anything_is_run(
     assert "make a new one with --update" in refused.stderr
 
 
+def test_a_baseline_that_could_not_be_written_is_refused_before_anything_is_run(
+    regress: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(LocalLauncher, "launch", None)
+    few = regress("--update", "--seed", "0-3")
+    assert few.exit_code == 2
+    assert (
+        "has 4, and a baseline needs 5 seeds at least, and twenty to be worth much: give more with --seed" in few.stderr
+    )
+    path = tmp_path / "baseline.json"
+    path.write_text("{}")
+    unusable = regress("--update", "--seed", "0-19")
+    assert (unusable.exit_code, f"the baseline {path} is not usable" in unusable.stderr) == (2, True)
+    path.unlink()
+    path.mkdir()
+    assert regress("--update", "--seed", "0-19").exit_code == 2
+
+
 @pytest.mark.parametrize("form", ["toml", "json"])
 def test_the_file_of_a_suite_is_no_baseline(call: Call, tmp_path: Path, form: str) -> None:
     file = tmp_path / f"mine.{form}"
@@ -174,9 +192,9 @@ def test_no_baseline_of_runs_that_failed(
     regress: Callable[..., Result], strength: dict[str, float], tmp_path: Path
 ) -> None:
     del strength["dfme"]
-    result = regress("--update")
+    result = regress("--update", "--seed", "0-4")
     assert result.exit_code == 1
-    assert "3 of 6 runs are not done: no baseline is written" in result.stderr
+    assert "5 of 10 runs are not done: no baseline is written" in result.stderr
     assert not (tmp_path / "baseline.json").exists()
 
 
@@ -190,8 +208,6 @@ def test_records_from_before_do_not_count(regress: Callable[..., Result], streng
 
 def test_unusable(regress: Callable[..., Result], strength: dict[str, float]) -> None:
     assert regress().exit_code == 2, "there is no baseline yet"
-    few = regress("--update", "--seed", "0-3")
-    assert (few.exit_code, "needs 5 seeds at least" in few.stderr) == (2, True)
 
 
 def test_the_action_asks_for_what_there_is() -> None:

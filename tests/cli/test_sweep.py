@@ -11,7 +11,8 @@ from msbench.benchmark.cli.sweep_display import LiveWatcher, Tally
 from msbench.benchmark.launchers.base import Due, Outcome, Watcher
 from msbench.benchmark.launchers.local import LocalLauncher
 from msbench.benchmark.suite import plans
-from msbench.leaderboard.store import Store, relative_path
+from msbench.benchmark.sweep import look
+from msbench.leaderboard.store import Store, record_files, relative_path
 from msbench.leaderboard.suites import load_suite
 from rich.console import Console
 
@@ -110,6 +111,17 @@ def test_a_run_in_whose_place_another_s_record_stands_is_due(call, fake: Fake, t
     assert store.get(second.cell.info) is not None
 
 
+def test_a_failed_copy_elsewhere_in_the_store_makes_no_run_due(call, fake: Fake, tmp_path: Path) -> None:
+    call("sweep", "some.toml")
+    first, *_ = fake.placed[0]
+    store = Store(tmp_path / "runs")
+    copies = Store(tmp_path / "runs" / "zz")
+    copies.save(made_up(first.cell.request, **_failed(RuntimeError("it broke"))))
+    assert list(record_files(store.root))[-1].is_relative_to(copies.root)
+    assert [each.state for each in look([first.cell], store)] == ["done"]
+    assert call("sweep", "some.toml", "--retry-failed").stderr == "8 of 8 runs done\n"
+
+
 def test_runs_that_could_not_begin_and_a_stop_have_their_own_exit_codes(call, fake: Fake) -> None:
     fake.endings["maze"] = Outcome(status="refused", reason="no files")
     result = call("sweep", "some.toml")
@@ -155,12 +167,23 @@ def test_json_is_all_that_stdout_holds(call, fake: Fake) -> None:
         (["some.toml", "--defense", "zz*"], "unknown defense"),
         (["some.toml", "--attack", "knockoff"], "the suite has no other"),
         (["some.toml", "--seed", "7"], "unknown seed"),
+        (
+            ["smoke", "--attack", "random_labels", "--defense", "topk"],
+            "suite smoke has no run of random_labels, topk: it holds each, but they never meet",
+        ),
         (["many-classes"], "--folder DIR"),
     ],
 )
 def test_unusable_arguments(refused, fake: Fake, arguments: list[str], told: str) -> None:
     assert told in refused("sweep", *arguments)
     assert fake.placed == []
+
+
+def test_what_takes_no_folder_names_a_way_to_give_one(refused, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for command in (("regress",), ("leaderboard", "show"), ("leaderboard", "build")):
+        told = refused(*command, "--suite", "many-classes")
+        assert "every command takes a suite of your own, FILE.toml, with its path in place of {folder}" in told
 
 
 def test_the_live_table_shows_what_runs_and_what_is_left(call, fake: Fake) -> None:

@@ -141,6 +141,16 @@ def test_links_are_refused(board, tmp_path):
     assert problems(board) == ["away.json: is a link"]
 
 
+def test_a_folder_that_is_a_link_is_refused_and_not_followed(board, tmp_path, monkeypatch):
+    monkeypatch.setattr(board_check, "record_files", lambda folder: pytest.fail(f"{folder} is followed"))
+    for name in ("entries", "results"):
+        (board / name).rename(tmp_path / name)
+        (board / name).symlink_to(tmp_path / name)
+    found = check_board(board, "2026.1")
+    assert [(path.name, text) for path, text in found.problems] == [("entries", "is a link"), ("results", "is a link")]
+    assert (found.records, found.entries) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -293,6 +303,27 @@ def test_a_submission_brings_nothing_that_it_is_judged_by(board, changes, folder
         assert text.startswith("mine.json: is changed: attacks are judged by it; ")
 
 
+@pytest.mark.parametrize("place", ["results/.states/0123456789ab.pt", "results/.claims", "entries/.logs/x.toml"])
+def test_a_submission_brings_nothing_of_runs_in_progress(board, changes, tmp_path, place):
+    path = board / place
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix:
+        path.write_bytes(b"x")
+    else:
+        path.symlink_to(tmp_path)
+    assert problems(board) == []
+    assert problems(board, changes()) == [f"{path.name}: is new: it is of runs in progress, leave it out"]
+
+
+def test_what_a_link_leads_to_is_compared_and_not_read(board, tmp_path):
+    (board / "away").symlink_to(tmp_path)
+    copy = shutil.copytree(board, tmp_path / "copy", symlinks=True)
+    assert list(history.against(board, copy)) == []
+    (board / "away").unlink()
+    (board / "away").symlink_to(board)
+    assert list(history.against(board, copy)) == [history.Change(board / "away", bytes(tmp_path), False)]
+
+
 def test_other_files_are_noted(board, changes):
     (board / "board.py").write_text("print('ranked')")
     (board / "__pycache__").mkdir()
@@ -378,6 +409,7 @@ def test_on_another_machine_it_costs_the_same_but_for_rounding(board):
     [
         ({"needs": ("surrogate",)}, True),
         ({"needs": ("data",)}, False),
+        ({"stochastic": True, "family": "training"}, False),
         ({"stochastic": True, "family": "randomized"}, False),
         ({"family": "stateful"}, False),
         ({"family": "deterrent"}, False),
@@ -395,6 +427,21 @@ def test_a_flag_that_its_numbers_and_its_declaration_call_for_is_missed(board):
     assert f"{lacking} {DISTORTED!r}, which its numbers call for" in problems(board)
     edit(record_files(board)[0], flags=[DISTORTED], paid__defended_accuracy_before=0.976)
     assert [text for text in problems(board) if "flags" in text] == [f"{lacking} {MOVED!r}, which its numbers call for"]
+
+
+@pytest.mark.parametrize("family", ["deterministic", "randomized", "stateful", "deterrent", "training", "detection"])
+def test_detectors_judge_queries_and_no_others_do(board, family):
+    write_entry(board, BLEND.model_copy(update={"family": family, "stochastic": family == "randomized"}))
+
+    def told():
+        return [text.partition(": ")[2] for text in problems(board) if ": diagnostics: " in text]
+
+    missing = "diagnostics: detection is missing, but blend is of the family detection, which judges queries"
+    assert told() == [missing] * 6 * (family == "detection")
+    for path in record_files(board):
+        edit(path, diagnostics__detection={"flagged": 0, "refused": 0, "first_flagged": None})
+    extra = f"diagnostics: detection is there, but blend is of the family {family}, which judges nothing"
+    assert told() == [extra] * 6 * (family not in ("detection", "training"))  # a chain of the latter may have both
 
 
 def test_chance_moves_what_draws(board):
@@ -472,8 +519,36 @@ def test_a_stronger_attack_stands_apart_and_names_what_it_lowers(board, make_rec
     assert "LOWERED: crowbar steals 0.680 of blend:share=0.9" in (site / "index.html").read_text()
 
 
-def test_an_upper_bound_is_no_stronger_attack(tmp_path):
-    columns = (column("dualstudent", "oracle_bayes", role="reference"),)
+def test_an_attack_that_leaves_out_tables_is_not_complete(board, make_record):
+    (table,) = suite().tables
+    larger = table.model_copy(update={"budget": 40_000})
+    frozen = suite().model_copy(update={"tables": (table, larger)})
+    write_suites(suites.FOLDER, frozen)
+    tables = (TableColumns(target="digits/lenet5", budget=20_000, columns=(column("crowbar", batch=64),)),)
+    text = ENTRY.replace('name = "blend"', 'name = "crowbar"').replace('defense = "blend"', 'attack = "crowbar"')
+    path = write_entry(board, AttackEntry(name="crowbar", tables=tables), text)
+    fill(Store(board / "results"), alone(frozen, read_submission(path)), make_record, right=600)
+    told = "leaves out digits/lenet5, 40,000 queries"
+    assert [text for text in problems(board) if "crowbar" in text] == [
+        f"crowbar.toml: {told}: run these too, or say partial = true"
+    ]
+    write_entry(board, AttackEntry(name="crowbar", tables=tables), text + "partial = true\n")
+    found = check_board(board, "2026.1")
+    assert [text for path, text in found.problems if "crowbar" in path.name] == []
+    assert f"crowbar: {told}" in found.notes
+
+
+def test_a_defense_cannot_be_run_under_weaker_attacks_than_others(board):
+    first = record_files(board)[0]
+    edit(first, budget__spent=19_000, budget__stop="tired")
+    assert any(
+        "budget: the same attack spent otherwise: budget.spent is 19000, 20000 in " in x for x in problems(board)
+    )
+
+
+@pytest.mark.parametrize("role", ["reference", "ranked"])
+def test_an_upper_bound_is_no_stronger_attack(tmp_path, role):
+    columns = (column("dualstudent", "oracle_bayes", role=role),)
     resolved = AttackEntry(name="blend", tables=(TableColumns(target="t", budget=1, columns=columns),))
     path = write_entry(tmp_path, resolved, ENTRY.replace("defense =", "attack ="))
     with pytest.raises(Exception, match="an upper bound lowers no score"):

@@ -4,11 +4,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msbench.leaderboard.check import check_files
-from msbench.leaderboard.contradictions import contradictions
+from msbench.leaderboard.consistency import key_of, of_budgets, of_clones
+from msbench.leaderboard.contradictions import FLOORED, contradictions
 from msbench.leaderboard.flags import FRAGILE
 from msbench.leaderboard.store import Store, dumps, record_files
 
-FRAGILE_COSTS = {"images": 1000, "undefended": 0.941, "defended": 0.7, "argmax_changed": 0.241, "l1": 0.1}
+TRANSFER = {"epsilon": 0.3, "images": 987, "fgsm": 47 / 987, "bim": 40 / 987, "pgd": 60 / 987}
+NOTHING_TO_TRANSFER = {"epsilon": 0.3, "images": 0, "fgsm": 0.0, "bim": 0.0, "pgd": 0.0}
+SHIFTED = {"images": 1000, "undefended": 0.941, "defended": 0.94, "argmax_changed": 0.001, "l1": 0.1}
+FRAGILE_COSTS = SHIFTED | {"defended": 0.7, "argmax_changed": 0.241}
 
 
 def found(root):
@@ -33,6 +37,7 @@ def test_what_the_store_writes_has_no_problem(tmp_path, make_record):
         ({"target__num_classes": 7}, "does not have the target's 7 classes"),
         ({"budget__spent": 50_000}, "60000 queries, but only 50000 were spent"),
         ({"budget__spent": 50_000}, "label_histogram counts 60000 of 50000 queries"),
+        ({"budget__spent": 50_000}, "stop is 'budget spent', but 50000 of 60000 queries were"),
         ({"stolen__agreement": 0.79}, "its end is not stolen.agreement"),
         ({"stolen__queries_to_half": 60_000}, "queries_to_half is 60000, the curve's is 15000"),
         ({"stolen__queries_to_90": 60_000}, "queries_to_90 is 60000, the curve's is None"),
@@ -40,6 +45,11 @@ def test_what_the_store_writes_has_no_problem(tmp_path, make_record):
         ({"stolen__agreement_released": 0.79012}, "stolen.agreement_released: no number of the 1000 test images"),
         ({"target__accuracy": 0.98}, "transfer.images 987 is not the number of test images that the target gets right"),
         ({"stolen__transfer": {"epsilon": 0.3, "images": 987, "fgsm": 0.41, "bim": 0.0, "pgd": 1.0}}, "transfer.fgsm"),
+        ({"stolen__transfer": NOTHING_TO_TRANSFER}, "transfer.images is 0, but the target gets test images right"),
+        (
+            {"stolen__transfer": NOTHING_TO_TRANSFER | {"images": 1001}},
+            "transfer.images is 1001, but no more than 1000 are used",
+        ),
         ({"stolen__kl": 0.05}, "too small for an L1 of 0.43"),
         ({"stolen__agreement": 0.9}, "stolen: clone_accuracy and agreement are 0.112 apart, more than the 0.013"),
         ({"stolen__kl": 28.0}, "more than floored probabilities allow"),
@@ -117,27 +127,91 @@ def test_one_clone_cannot_have_two_seeds_and_one_target_not_two_accuracies(tmp_p
     assert "target.accuracy is 0.98, 0.987 in " in problem
 
 
+@pytest.mark.parametrize(
+    ("copied", "reason"),
+    [
+        ({"spec__seed": 1, "spec__defense": "topk:k=5"}, "the clone of another seed"),
+        ({"spec__seed": 1, "target__digest": "cd" * 32}, "the clone of another seed"),
+        ({"spec__attack": "dfme"}, "the clone of another attack"),
+        (
+            {"spec__attack": "dfme", "spec__recovery": "linear", "spec__defense": "rounding"},
+            "the clone of another attack",
+        ),
+        ({"spec__attack": "dfme", "spec__recovery": "argmax"}, None),  # both may learn from labels
+        ({"spec__attack": "dfme", "paid__nll": FLOORED * 0.013}, None),
+        ({"spec__attack": "dfme", "stolen__transfer": TRANSFER}, None),
+        ({"spec__attack": "dualstudent:lr_student=0.1"}, None),
+        ({"spec__recovery": "linear"}, None),
+        ({"spec__defense": "topk:k=5"}, None),
+    ],
+)
+def test_a_record_copied_to_another_seed_or_attack_is_found(tmp_path, make_record, copied, reason):
+    Store(tmp_path).save(make_record(spec__defense="a"))  # it comes first in the folder
+    Store(tmp_path).save(make_record(**copied))
+    assert [text.partition(", in ")[0] for text in found(tmp_path)] == [f"stolen: {reason}"] * (reason is not None)
+
+
+def test_no_two_attacks_of_a_suite_are_one_where_answers_are_labels(make_record):
+    records = [make_record(spec__recovery="argmax"), make_record(spec__recovery="argmax", spec__attack="dfme")]
+    named, suites = {Path(each.run_id): each for each in records}, {key_of(each.spec.attack) for each in records}
+    assert list(of_clones(named, set())) == []
+    ((path, text),) = of_clones(named, suites)
+    assert str(path) == records[1].run_id
+    assert text.startswith(f"stolen: the clone of another attack, in {records[0].run_id}, ")
+
+
 def test_clones_that_have_collapsed_onto_one_class_may_be_equally_far_away(tmp_path, make_record):
-    transfer = {"epsilon": 0.3, "images": 987, "fgsm": 47 / 987, "bim": 40 / 987, "pgd": 60 / 987}
     Store(tmp_path).save(make_record(spec__seed=0))
-    Store(tmp_path).save(make_record(spec__seed=1, stolen__transfer=transfer))
+    Store(tmp_path).save(make_record(spec__seed=1, stolen__transfer=TRANSFER))
     assert found(tmp_path) == []
+    collapsed = measured(1000, 987, 190) | {"stolen__queries_to_half": None}
+    for seed, attack in ((2, "dualstudent"), (3, "dualstudent"), (3, "dfme")):
+        Store(tmp_path).save(make_record(spec__seed=seed, spec__attack=attack, **collapsed))
+    assert found(tmp_path) == []
+
+
+def test_an_attack_of_a_suite_spends_the_same_whatever_the_defense(make_record):
+    def record(attack, spent, **changes):
+        less = {"budget__spent": spent, "budget__stop": "the pool's images are all queried"} if spent < 60_000 else {}
+        return make_record(spec__attack=attack, **less, **changes)
+
+    def told(attack, spent, known=("a",)):
+        others = [record("a", 60_000, spec__defense=f"d{i}", spec__seed=i) for i in range(3)]
+        named = {Path(each.run_id): each for each in (record(attack, spent), *others)}
+        return [text for _, text in of_budgets(named, {key_of(make_record(spec__attack=a).spec.attack) for a in known})]
+
+    assert told("a", 60_000) == []
+    (text,) = told("a", 50_000)
+    assert text.startswith("budget: the same attack spent otherwise: budget.spent is 50000, 60000 in ")
+    assert told("b", 50_000, ("a", "b")) == []
+    assert told("a", 50_000, ()) == []  # one that somebody submits may stop when it likes
+
+
+def shifted(**changes):
+    return {"paid__shifted": SHIFTED | changes}
+
+
+ONE_IMAGE = shifted(undefended=0.942, argmax_changed=0.002)
+ELSEWHERE = {"env__arithmetic": "0123456789ab"}
+ALL_IMAGES = {"stolen__transfer": {"epsilon": 0.3, "images": 1000, "fgsm": 0.4, "bim": 0.5, "pgd": 0.6}}
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"undefended": 0.631, "defended": 0.631}, "paid.shifted.undefended is 0.631, 0.941 in "),
-        ({"images": 500, "undefended": 0.942, "argmax_changed": 0.002}, "paid.shifted.images is 500, 1000 in "),
-        ({"undefended": 0.942, "argmax_changed": 0.002}, None),  # rounding decides otherwise for one image
+        (shifted(undefended=0.631, defended=0.631), "paid.shifted.undefended is 0.631, 0.941 in "),
+        (shifted(images=500, undefended=0.942, argmax_changed=0.002), "paid.shifted.images is 500, 1000 in "),
+        (ALL_IMAGES, "stolen.transfer.images is 1000, 987 in "),
+        (ALL_IMAGES | ELSEWHERE, "stolen.transfer.images is 1000, 987 in "),
+        (ONE_IMAGE, "paid.shifted.undefended is 0.942, 0.941 in "),
+        (ONE_IMAGE | ELSEWHERE, None),  # rounding decides otherwise for one image
     ],
 )
-def test_the_shifted_copy_is_the_same_for_all_runs_of_the_same_weights(tmp_path, make_record, changes, reason):
+def test_the_undefended_target_is_the_same_for_all_runs_of_the_same_weights(tmp_path, make_record, changes, reason):
     store = Store(tmp_path)
     paths = [store.save(make_record(spec__seed=seed, stolen__kl=0.61 + seed / 100)) for seed in range(3)]
-    shifted = make_record().paid.shifted.model_dump() | changes
     # It comes first in its folder: which is the odd one does not depend on the order.
-    odd = store.save(make_record(spec__attack="a", paid__shifted=shifted))
+    odd = store.save(make_record(spec__attack="a", stolen__kl=0.7, **changes))
     assert next(iter(record_files(tmp_path))) == odd
     told = list(check_files(record_files(tmp_path), "2026.1"))
     if reason is None:
@@ -146,10 +220,9 @@ def test_the_shifted_copy_is_the_same_for_all_runs_of_the_same_weights(tmp_path,
     ((path, text),) = told
     assert path == odd
     assert text.startswith(f"target: the same weights were measured otherwise: {reason}")
-    assert any(text.endswith(str(each)) for each in paths)
-    other = make_record(spec__attack="a", paid__shifted=shifted, target__digest="cd" * 32)
+    assert any(str(each) in text for each in paths)
     odd.unlink()
-    store.save(other)
+    store.save(make_record(spec__attack="a", stolen__kl=0.7, target__digest="cd" * 32, **changes))
     assert found(tmp_path) == []
 
 
@@ -174,6 +247,19 @@ def test_curve_must_increase(tmp_path, make_record):
     record.curve.insert(1, record.curve[0])
     Store(tmp_path).save(record)
     assert found(tmp_path) == ["curve: queries do not increase"]
+
+
+@pytest.mark.parametrize(
+    ("queries", "problem"),
+    [
+        ((0, 60_000), "curve: a point at 0 queries, where no clone is measured"),
+        ((60_000, 60_000), "curve: queries do not increase"),
+    ],
+)
+def test_a_curve_without_an_area_is_told(tmp_path, make_record, queries, problem):
+    points = [point.model_copy(update={"queries": q}) for point, q in zip(make_record().curve, queries, strict=True)]
+    Store(tmp_path).save(make_record().model_copy(update={"curve": points}))
+    assert found(tmp_path) == [problem]
 
 
 def test_wrong_place_other_text_and_copies_are_told(tmp_path, make_record):

@@ -12,9 +12,9 @@ from msbench.leaderboard.store import Store
 @pytest.fixture
 def store(tmp_path, make_record):
     store = Store(tmp_path / "runs")
-    for attack in ("dfme", "dualstudent"):
+    for attack, kl in (("dfme", 0.61), ("dualstudent", 0.62)):
         for budget in (20_000, 60_000):
-            store.save(make_record(spec__attack=attack, spec__budget=budget, curve=[]))
+            store.save(make_record(spec__attack=attack, spec__budget=budget, curve=[], stolen__kl=kl))
     return store
 
 

@@ -1,10 +1,14 @@
 """The committed board is what its records say, byte for byte."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from msbench.benchmark.cli.main import cli
 
@@ -30,6 +34,35 @@ def test_the_command_of_the_readme_makes_it_again(tmp_path: Path, monkeypatch: p
     assert figures == sorted(path.name for path in (made / "figures").iterdir())
     for name in figures:
         assert words(made / "figures" / name) == words(MADE / "figures" / name), name
+
+
+def test_the_check_of_a_pull_request_compares_every_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "leaderboard.yml").read_text(encoding="utf-8"))
+    assert "docs/board/**" in workflow[True]["pull_request"]["paths"]  # YAML reads `on` as a truth value
+    scripts = [step.get("run", "") for step in workflow["jobs"]["check"]["steps"]]
+    (script,) = [each for each in scripts if "leaderboard build" in each]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = [line for line in readme.splitlines() if line.startswith("msbench leaderboard build")]
+    (tmp_path / "leaderboard" / "results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli, command.split()[1:], prog_name="msbench").exit_code == 0
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv("RUNNER_TEMP", str(tmp_path / name))
+        return subprocess.run(["bash", "-e", "-c", script], capture_output=True, text=True, check=False)
+
+    held = run("held")
+    assert (held.returncode, held.stdout) == (0, f"{tmp_path / 'held' / 'made' / 'index.html'}\n"), held.stderr
+    pages = tmp_path / "docs" / "board"
+    (pages / "index.html").write_text((pages / "index.html").read_text() + "first")
+    (pages / "mine.html").write_text("first")
+    refused = run("refused")
+    assert refused.returncode == 1
+    told = [line.partition("\t")[2].rpartition("/")[2] for line in refused.stdout.splitlines() if "\t" in line]
+    assert told == ["index.html", "mine.html"]
+    assert "msbench leaderboard build makes it again" in Path("report.txt").read_text()
 
 
 def words(figure: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """What may be written into an entry, and what may not."""
 
 import json
+import re
 
 import pytest
 from msbench.errors import UsageError
@@ -81,6 +82,8 @@ def test_no_toml_is_a_usage_error(tmp_path):
     [
         (BLEND.model_copy(update={"needs": ("data",)}), ENTRY, "needs data, but declares nothing"),
         (BLEND.model_copy(update={"family": "control"}), ENTRY, "controls are the suite's own"),
+        (BLEND.model_copy(update={"stochastic": True}), ENTRY, "family is deterministic, but it is stochastic"),
+        (BLEND.model_copy(update={"family": "randomized"}), ENTRY, "family is randomized, but it is not stochastic"),
         (defense("blend", "topk:k=3"), ENTRY, "settings.0: topk:k=3 is none of the settings of blend"),
         (defense("blend", "blender:share=0.1"), ENTRY, "is none of the settings of blend"),
         (defense("blend", "blend:share=0.1,other=1"), ENTRY, "is none of the settings of blend"),
@@ -156,11 +159,63 @@ def test_a_setting_resolves_to_what_it_writes(tmp_path, spec, resolved, reason):
 )
 def test_the_links_of_a_chain_resolve_to_what_they_write(tmp_path, resolved, holds):
     spec = "sub/blend.py:Blend:share=0.1+topk:k=3"
+    resolved = resolved.model_copy(update={"version": "1+0123abcd+1"})
     path = write_entry(tmp_path, with_setting(spec, resolved), with_line(f'defense = "{spec}"'))
     if holds:
         assert read_submission(path).resolved.settings[0].resolved == resolved
     else:
         with pytest.raises(UsageError, match=r"settings\.0: .* resolved to|lacks"):
+            read_submission(path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "version", "holds"),
+    [
+        ("blend.py:Blend", "1+0123abcd", True),
+        ("blend.py:Blend", "1", False),
+        ("blend.py:Blend", "1+0123ABCD", False),
+        ("blend.py:Blend", "1+0123abcde", False),
+        ("blend", "1", True),
+        ("blend+blend.py:Blend", "2+1+0123abcd", True),
+        ("blend+blend.py:Blend", "1+0123abcd+2", False),
+        ("blend.py:Blend+blend", "1+0123abcd+2", True),
+        ("blend.py:Blend+blend", "1+0123abcd", False),
+    ],
+)
+def test_the_version_of_a_file_tells_which_file_it_was(tmp_path, spec, version, holds):
+    resolved = component(spec).model_copy(update={"version": version})
+    path = write_entry(tmp_path, with_setting(spec, resolved), with_line(f'defense = "{spec}"'))
+    if holds:
+        assert read_submission(path).resolved.settings[0].resolved.version == version
+    else:
+        with pytest.raises(
+            UsageError, match=rf"{re.escape(spec)} cannot have version .* eight digits of the file's SHA"
+        ):
+            read_submission(path)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (component("blend", share=0.9, cap=1), None),
+        (component("blend", share=0.1, cap=1), "settings.1: blend:share=0.1 is there twice: leave it out"),
+        (component("blend", share=0.9, cap=2), "settings.1: cap is 2, but 1 in settings.0, .*, which is share"),
+        (component("blend", share=0.9), "settings.1: cap is None, but 1 in settings.0"),
+        (
+            component("blend", share=0.9, cap=1).model_copy(update={"version": "2"}),
+            "settings.1: its version is 2, but that of settings.0 is 1",
+        ),
+    ],
+)
+def test_nothing_but_the_knob_tells_settings_apart(tmp_path, other, reason):
+    spec = f"blend:share={other.params['share']}"
+    (first,) = with_setting("blend:share=0.1", component("blend", share=0.1, cap=1)).settings
+    second = first.model_copy(update={"spec": spec, "resolved": other})
+    path = write_entry(tmp_path, BLEND.model_copy(update={"settings": (first, second)}))
+    if reason is None:
+        assert len(read_submission(path).resolved.settings) == 2
+    else:
+        with pytest.raises(UsageError, match=reason):
             read_submission(path)
 
 
@@ -204,6 +259,9 @@ def test_an_attack_resolves_to_what_it_writes(tmp_path, changed, reason):
         read_submission(entry_of(changed))
     with pytest.raises(UsageError, match="its recoveries are not the entry's, none"):
         read_submission(entry_of(right, right))
+    newer = setting.model_copy(update={"attack": setting.attack.model_copy(update={"version": "2"})})
+    with pytest.raises(UsageError, match="the version of maze:batch=64 is 2, but 1 before"):
+        read_submission(entry_of(right.model_copy(update={"settings": (setting, newer)})))
     other = setting.model_copy(update={"attack": component("maze", batch=32)})
     with pytest.raises(UsageError, match="maze:batch=64 has resolved to batch=32"):
         read_submission(entry_of(right.model_copy(update={"settings": (setting, other)})))

@@ -96,10 +96,20 @@ def test_seeds_are_averaged_and_nothing_else(runs):
 
 
 def test_defense_seeds_and_copies_of_the_target_count_as_seeds(make_record):
-    (cell,) = cells(make_record(spec__defense_seed=seed) for seed in range(2))
+    (cell,) = cells(make_record(spec__defense_seed=seed, stolen__kl=0.6 + seed / 100) for seed in range(2))
     assert cell.n == 2
     (cell,) = cells(make_record(spec__target=f"digits/lenet5:seed={seed}") for seed in (1, 2, 3))
     assert (cell.n, cell.target) == (3, "digits/lenet5")
+
+
+def test_seeds_of_a_defense_that_draws_nothing_make_no_sample(make_record):
+    """Run under more of its seeds, such a defense would have an interval without a width."""
+    runs = [make_record(spec__seed=seed, spec__defense_seed=other) for seed in range(2) for other in range(3)]
+    (cell,) = cells(runs)
+    assert cell.n == 2
+    (cell,) = cells(runs[:3])
+    assert cell.stolen_share is not None
+    assert (cell.n, cell.stolen_share.half) == (1, None)
 
 
 def test_unfinished_runs_do_not_count(make_record):

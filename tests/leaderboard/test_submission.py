@@ -154,8 +154,36 @@ def test_a_committed_run_or_another_s_name_is_not_replaced(entry, make_record):
     refused = submit(entry)
     assert refused.exit_code == 2
     assert "already, with other numbers" in refused.stderr
+    assert "one that you never committed can be deleted" in refused.stderr
     entry.write_text(entry.read_text().replace("A. Nonymous", "Somebody Else"))
     assert "of another method: choose another name" in submit(entry).stderr
+
+
+def test_records_of_an_earlier_attempt_are_named_with_the_commands_that_delete_them(entry, make_record):
+    runs(entry, make_record)
+    assert submit(entry).exit_code == 0
+    before = {path for path in Path("board/results").rglob("*.json") if "BlueMoon" in str(path)}
+    module = Path("blue_moon/msbench_blue_moon.py")
+    module.write_text(module.read_text() + "# changed\n")
+    runs(entry, make_record)
+    for more in (("--dry-run",), ()):
+        refused = submit(entry, *more)
+        assert refused.exit_code == 2
+        assert {Path(line.removeprefix("rm ")) for line in refused.stdout.splitlines()} == before
+        assert f"{len(before)} records on the board are of blue-moon as it was before" in refused.stderr
+    for path in before:
+        path.unlink()
+    done = submit(entry)
+    assert done.exit_code == 0, done.output
+    assert "9 records and 1 entries checked, 0 problems" in done.stderr
+
+
+def test_half_an_entry_is_written_again(entry, make_record):
+    runs(entry, make_record)
+    assert submit(entry).exit_code == 0
+    Path("board/entries/blue-moon.json").unlink()
+    assert submit(entry).exit_code == 0
+    assert Path("board/entries/blue-moon.json").is_file()
 
 
 def test_partial_entries_are_told_apart(entry, make_record):
@@ -229,7 +257,7 @@ def chain(**changes):
     ("changes", "field"),
     [
         ({"family": "deterrent"}, "family is 'deterrent', by its code 'deterministic'"),
-        ({"stochastic": True}, "stochastic is True, by its code False"),
+        ({"preserves": "everything"}, "preserves is 'everything', by its code ''"),
         ({"argmax_preserving": True}, "argmax_preserving is True, by its code False"),
         ({"weakness": "none"}, "weakness is 'none', by its code ''"),
     ],
@@ -274,7 +302,8 @@ def test_nothing_that_an_entry_names_is_imported_by_a_check(entry, monkeypatch):
     for spec in ("trap.py:Trap", "trap:Trap", "topk:k=3+trap.py:Trap"):
         text = ENTRY.replace('defense = "blend"', f'defense = "{spec}"')
         name = spec.replace("topk:k=3", "topk")
-        component = setting.resolved.model_copy(update={"name": name, "params": {"0.k": 3}})
+        version = spec.replace("topk:k=3", "1").replace("trap.py:Trap", "1+0123abcd").replace("trap:Trap", "1")
+        component = setting.resolved.model_copy(update={"name": name, "version": version, "params": {"0.k": 3}})
         settings = (setting.model_copy(update={"spec": spec, "resolved": component}),)
         path = write_entry(Path("board"), resolved.model_copy(update={"settings": settings}), text)
         assert list(misstated(read_submission(path))) == []

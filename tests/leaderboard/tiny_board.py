@@ -83,7 +83,7 @@ def changes(info: SpecInfo, right: int) -> dict[str, Any]:
         "stolen__queries_to_half": half,
         "stolen__queries_to_90": ninety,
         "stolen__area_under_curve": (early + right) / 2000,
-        "stolen__kl": 0.6 + 0.01 * info.seed + right / 1e5,
+        "stolen__kl": 0.6 + 0.01 * info.seed + right / 1e5 + len(info.attack.name) / 1e7,
     }
 
 
