@@ -78,6 +78,10 @@ class Part(NamedTuple):
     params: str
 
 
+Outcome = tuple[str, int, tuple[float, ...]]
+"""What was asked for, but the seeds of defense and attack; the attack's seed; and what came of it."""
+
+
 class Column(NamedTuple):
     """How the target is attacked."""
 
@@ -232,23 +236,25 @@ def spec_text(component: ComponentInfo) -> str:
 def _runs(records: Iterable[Record]) -> Iterator[tuple[Condition, Measurement]]:
     """What was measured and under which condition, once for each finished run: its newest record counts."""
     conditions: dict[str, Condition] = {}
-    newest: dict[str, tuple[str, Condition, Measurement, str]] = {}
+    newest: dict[str, tuple[str, Condition, Measurement, Outcome]] = {}
     for record in records:
         measurement = _measure(record)
         if measurement is not None:
             spec = record.spec.model_dump_json(exclude={"seed", "defense_seed"})  # few of many: made once for each
             if spec not in conditions:
                 conditions[spec] = _condition(record.spec.without_seeds())
-            run = record.timing.created_utc, conditions[spec], measurement, _but_for_the_defense_seed(record)
+            outcome = spec, record.spec.seed, _digits(record)
+            run = record.timing.created_utc, conditions[spec], measurement, outcome
             newest[record.run_id] = max(newest.get(record.run_id, run), run)
     distinct = {outcome: (condition, measurement) for _, condition, measurement, outcome in newest.values()}
     return iter(distinct.values())
 
 
-def _but_for_the_defense_seed(record: Record) -> str:
-    """What was asked for and what came of it: the same where the defense's seed is all that differs."""
-    spec = record.spec.model_dump_json(exclude={"defense_seed"})
-    return spec + record.model_dump_json(include={"stolen", "paid"})
+def _digits(record: Record) -> tuple[float, ...]:
+    """What agrees to the last digit only for one clone behind one defense, its attack and seed given."""
+    if record.stolen is None or record.paid is None:
+        return ()
+    return record.stolen.kl, record.stolen.l1, record.stolen.agreement, record.paid.nll, record.paid.l1.mean
 
 
 def _measure(record: Record) -> Measurement | None:
