@@ -138,7 +138,7 @@ class Reliability:
         self.personal = self._personal(self.visitor, self.attacker)
         self.look()
 
-    def look(self, queries: int = 0) -> None:
+    def look(self, queries: int = 0) -> Answers:
         """Ask as a newcomer: the first time to remember the answers, from then on to compare with them.
 
         A defense that declares one state for all customers may change its answers: it is asked what they cost. One that
@@ -146,6 +146,9 @@ class Reliability:
 
         Args:
             queries: how many the attack has made.
+
+        Returns:
+            What a newcomer is answered now.
         """
         [now] = self._ask([self.images], None)
         if self.deployment.defense.shares_state():
@@ -157,6 +160,7 @@ class Reliability:
             self.early = list(now)
         if self._remembers and not self.acted and self._differ(now, *self._ask([self.images], self.attacker)):
             self.acted = queries
+        return now
 
     def _paid(self, answers: Answers) -> Tensor:
         """What honest users pay (N,) for the test images among those that are asked about."""
@@ -173,7 +177,7 @@ class Reliability:
             curve: what one paid between the attack's queries.
             accuracy: the undefended target's.
         """
-        self.look(traffic.asked)
+        now = self.look(traffic.asked)
         found = {DRIFTED: self.drifted, BATCHED: self._batched(traffic.largest), RECOGNIZED: self._recognized()}
         found |= {PERSONAL: self.personal or self._personal(*self._new()), FRAGILE: fragile(paid, accuracy)}
         if not self._traits.stateful:
@@ -183,7 +187,6 @@ class Reliability:
         found[DISTORTED] = self._traits.argmax_preserving and paid.argmax_changed > 0
         found[MOVED] = moved(paid, curve, len(self.test) if self._traits.stochastic else None)
         if self.dearest is not None:
-            [now] = self._ask([self.images], None)
             found[DEARER] = beyond_chance(self.dearest - self._paid(now))
         if self._remembers:
             honest = self._goes_on(traffic.asked)

@@ -22,7 +22,7 @@ from .contradictions import FLOORED, MOST_TEST_IMAGES, MOST_TRANSFER_IMAGES
 from .flags import DISTORTED, FLAGGED_SINCE, MOVED, lacks, moved
 from .record import ComponentInfo, Paid, Record, Stolen, TargetInfo
 from .suites import DefenseEntry, DefenseSetting
-from .verification import COLLAPSED, PAID, ROUNDING
+from .verification import PAID, ROUNDING, may_have_collapsed
 
 Declared = Mapping[str, tuple[DefenseEntry, DefenseSetting]]
 """Entries with the one of their settings that is meant, by `key_of`."""
@@ -157,7 +157,7 @@ def _is_constant(declared: tuple[DefenseEntry, DefenseSetting] | None) -> bool:
 
 def _proves_nothing(stolen: Stolen, target: TargetInfo) -> bool:
     """Whether others may have a clone's distances: it answers every image alike, or as the target does."""
-    return stolen.kl == 0 or stolen.agreement < COLLAPSED / target.num_classes
+    return stolen.kl == 0 or may_have_collapsed(stolen, target)
 
 
 def _may_coincide(one: Record, other: Record, attacks: Collection[str]) -> bool:

@@ -68,6 +68,8 @@ class Measurement(NamedTuple):
     target_accuracy: float
     digest: str
     flags: tuple[str, ...]
+    digits: tuple[float, ...]
+    """What agrees to the last digit only for one clone behind one defense, its attack and seed given."""
 
 
 class Part(NamedTuple):
@@ -76,10 +78,6 @@ class Part(NamedTuple):
     name: str
     version: str
     params: str
-
-
-Outcome = tuple[str, int, tuple[float, ...]]
-"""What was asked for, but the seeds of defense and attack; the attack's seed; and what came of it."""
 
 
 class Column(NamedTuple):
@@ -234,27 +232,22 @@ def spec_text(component: ComponentInfo) -> str:
 
 
 def _runs(records: Iterable[Record]) -> Iterator[tuple[Condition, Measurement]]:
-    """What was measured and under which condition, once for each finished run: its newest record counts."""
+    """What was measured and under which condition, once for each finished run: its newest record counts.
+
+    What came out alike under several of the defense's seeds counts once, too.
+    """
     conditions: dict[str, Condition] = {}
-    newest: dict[str, tuple[str, Condition, Measurement, Outcome]] = {}
+    newest: dict[str, tuple[str, Condition, Measurement, str, int]] = {}
     for record in records:
         measurement = _measure(record)
         if measurement is not None:
             spec = record.spec.model_dump_json(exclude={"seed", "defense_seed"})  # few of many: made once for each
             if spec not in conditions:
                 conditions[spec] = _condition(record.spec.without_seeds())
-            outcome = spec, record.spec.seed, _digits(record)
-            run = record.timing.created_utc, conditions[spec], measurement, outcome
+            run = record.timing.created_utc, conditions[spec], measurement, spec, record.spec.seed
             newest[record.run_id] = max(newest.get(record.run_id, run), run)
-    distinct = {outcome: (condition, measurement) for _, condition, measurement, outcome in newest.values()}
+    distinct = {(spec, seed, run.digits): (condition, run) for _, condition, run, spec, seed in newest.values()}
     return iter(distinct.values())
-
-
-def _digits(record: Record) -> tuple[float, ...]:
-    """What agrees to the last digit only for one clone behind one defense, its attack and seed given."""
-    if record.stolen is None or record.paid is None:
-        return ()
-    return record.stolen.kl, record.stolen.l1, record.stolen.agreement, record.paid.nll, record.paid.l1.mean
 
 
 def _measure(record: Record) -> Measurement | None:
@@ -270,6 +263,7 @@ def _measure(record: Record) -> Measurement | None:
         target_accuracy=target.accuracy,
         digest=target.digest,
         flags=tuple(record.flags),
+        digits=(stolen.kl, stolen.l1, stolen.agreement, paid.nll, paid.l1.mean),
     )
 
 

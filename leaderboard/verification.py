@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from .baseline import FALSE_ALARMS, BaselineCell
 from .leaves import Leaves, leaves
-from .record import Record
+from .record import Record, Stolen, TargetInfo
 
 MEASURED = ("target", "budget", "stolen", "paid", "curve", "diagnostics", "flags")
 """What a record says beside how long it took and where."""
@@ -46,7 +46,7 @@ ROUNDING = 0.0025
 answers, it may decide otherwise for an image of hundreds."""
 WIDEST = 0.1
 """Share of a range beyond which what seeds explain is too wide to say anything of a record."""
-COLLAPSED = 2.0
+_COLLAPSED = 2.0
 """A clone that agrees less often than so many times a guess may answer every image alike, as others of its kind do."""
 
 Outcome = Literal["reproduced", "edited", "within", "beyond", "undecided"]
@@ -137,11 +137,16 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
 
 
+def may_have_collapsed(stolen: Stolen, target: TargetInfo) -> bool:
+    """Whether a clone may answer every image alike, and so have the distances of any other that does."""
+    return stolen.agreement < _COLLAPSED / target.num_classes
+
+
 def _same_clone(record: Record, again: Record) -> str:
     """Distances of two clones agree to the last digit only if the clones are one, or both answer all images alike."""
     if record.stolen is None or again.stolen is None or again.target is None:
         return ""
-    if again.stolen.agreement < COLLAPSED / again.target.num_classes:
+    if may_have_collapsed(again.stolen, again.target):
         return ""
     same = record.stolen.kl == again.stolen.kl and record.stolen.l1 == again.stolen.l1
     return "it is the same clone to the last digit of its distances" if same else ""
