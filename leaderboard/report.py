@@ -1,25 +1,24 @@
 """Scores and runs, made readable: the defense-by-attack table in four formats, and the report of one run.
 
-Every format of the table is made from the one frame of `scoring.frame`, so that they cannot disagree: JSON
-and CSV are that frame, one row a cell and numbers unrounded; the terminal and Markdown show its pivot.
+Every format of the table is made from the rows of `scoring.score_rows`, so that they cannot disagree: JSON
+and CSV are these rows, one a cell and numbers unrounded; the terminal and Markdown show their pivot.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from .record import CurvePoint, Distance, Record
-from .scoring import TABLE, spec_text
+from .scoring import ScoreRow, frame, spec_text
 from .texts import MISSING, SIGMA, escape_markdown, visible
 
 _READING = (
@@ -47,13 +46,13 @@ class Grid:
     notes: list[str]
 
 
-def grids(frame: pd.DataFrame) -> Iterator[Grid]:
-    """The tables of a frame: one for each protocol, target and budget."""
-    for _, table in frame.groupby(TABLE, sort=True):
-        yield _grid(list(table.itertuples(index=False)))
+def grids(rows: Iterable[ScoreRow]) -> Iterator[Grid]:
+    """The tables of `score_rows`: one for each protocol, target and budget."""
+    for _, table in groupby(rows, key=lambda row: row.table):
+        yield _grid(list(table))
 
 
-def _grid(table: list[Any]) -> Grid:
+def _grid(table: list[ScoreRow]) -> Grid:
     present = [cell for cell in table if cell.n]
     marks = {note: "*" * (i + 1) for i, note in enumerate(_distinct(cell.note for cell in present))}
     noted = {cell.attack: marks.get(cell.note, "") for cell in present}
@@ -73,14 +72,14 @@ def _distinct(values: Iterable[str]) -> list[str]:
     return [value for value in dict.fromkeys(values) if value]
 
 
-def _title(cells: list[Any]) -> str:
+def _title(cells: list[ScoreRow]) -> str:
     accuracies = sorted(cell.target_accuracy for cell in cells)
     accuracy = " to ".join(dict.fromkeys((_percent(accuracies[0]), _percent(accuracies[-1]))))
     one = cells[0]
     return f"{one.target} · {one.budget:,} queries · protocol {one.protocol} · undefended accuracy {accuracy}"
 
 
-def _row(cells: list[Any]) -> list[str]:
+def _row(cells: list[ScoreRow]) -> list[str]:
     present = [cell for cell in cells if cell.n]
     accuracy = min(cell.defended_accuracy for cell in present)
     distance = max(cell.l1 for cell in present)
@@ -88,14 +87,14 @@ def _row(cells: list[Any]) -> list[str]:
     return [cells[0].defense, *map(_cell_text, cells), _worst_text(cells), *paid]
 
 
-def _cell_text(cell: Any) -> str:
+def _cell_text(cell: ScoreRow) -> str:
     if cell.n == 0:
         return MISSING
     text = plus_minus(100 * cell.agreement, 100 * cell.agreement_interval, 1)
     return text if cell.n >= 3 else f"{text} (n={cell.n})"
 
 
-def _worst_text(cells: list[Any]) -> str:
+def _worst_text(cells: list[ScoreRow]) -> str:
     for cell in cells:
         if cell.worst_case:
             bound = "" if cell.complete else "≥ "
@@ -105,10 +104,10 @@ def _worst_text(cells: list[Any]) -> str:
 
 def plus_minus(mean: float, half: float, digits: int) -> str:
     """A mean with half its interval, which a single run has not."""
-    return f"{mean:.{digits}f}" + ("" if pd.isna(half) else f" ± {half:.{digits}f}")
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
-def _remarks(cells: list[Any]) -> Iterator[str]:
+def _remarks(cells: list[ScoreRow]) -> Iterator[str]:
     copies = {digest for cell in cells for digest in cell.targets.split("; ")}
     if len(copies) > 1:
         yield f"Not all runs attacked the same weights: the target was trained {len(copies)} times."
@@ -123,24 +122,25 @@ def _remarks(cells: list[Any]) -> Iterator[str]:
 # --------------------------------------------------------------------------------------- the table's formats
 
 
-def to_rich(frame: pd.DataFrame) -> RenderableType:
+def to_rich(rows: Iterable[ScoreRow]) -> RenderableType:
     """The tables for a terminal."""
-    return Group(*(part for grid in grids(frame) for part in (rich_table(grid), Text())))
+    return Group(*(part for grid in grids(rows) for part in (rich_table(grid), Text())))
 
 
-def to_markdown(frame: pd.DataFrame) -> str:
+def to_markdown(rows: Iterable[ScoreRow]) -> str:
     """The tables as Markdown, one section each."""
-    return "\n".join(map(markdown_section, grids(frame)))
+    return "\n".join(map(markdown_section, grids(rows)))
 
 
-def to_csv(frame: pd.DataFrame) -> str:
-    """The frame as CSV; what does not exist is empty."""
-    return frame.to_csv(index=False, lineterminator="\n")
+def to_csv(rows: Iterable[ScoreRow]) -> str:
+    """The rows as CSV; what does not exist is empty."""
+    return frame(rows).to_csv(index=False, lineterminator="\n")
 
 
-def to_json(frame: pd.DataFrame) -> str:
-    """The frame as a JSON array of cells; what does not exist is null."""
-    known = frame.astype(object).where(frame.notna(), None)
+def to_json(rows: Iterable[ScoreRow]) -> str:
+    """The rows as a JSON array of cells; what does not exist is null."""
+    cells = frame(rows).astype(object)
+    known = cells.where(cells.notna(), None)
     return json.dumps(known.to_dict("records"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

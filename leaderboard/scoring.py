@@ -17,15 +17,13 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, product
-from typing import Any, NamedTuple, TypeVar
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..components import format_spec, links_of
 from .record import ComponentInfo, Record, SpecInfo
 
-TABLE = ["protocol", "target", "budget"]
-"""What all cells of one table share."""
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS = ("agreement", "clone_accuracy", "defended_accuracy", "l1", "stolen_share")
 """What is averaged over seeds. All but ``l1`` (0 to 2) are shares."""
@@ -42,6 +40,15 @@ RANK = (
 
 ROUNDING = 1e-9
 """By how much numbers may differ for reasons of floating point alone."""
+
+_T_QUANTILES = (
+    *(12.706204736174694, 4.302652729749462, 3.1824463052837078, 2.7764451051977934, 2.5705818356363146),
+    *(2.4469118511449786, 2.364624251592784, 2.306004135204166, 2.262157162798205, 2.228138851986274),
+    *(2.200985160091639, 2.1788128296672284, 2.1603686564627913, 2.144786687917804, 2.131449545559776),
+    *(2.1199052992212546, 2.1098155778333156, 2.1009220402410382, 2.0930240544083087, 2.085963447265864),
+)
+"""97.5 % quantiles of Student's t at 1, 2, … degrees of freedom, as scipy has them: to import it takes longer than to
+score a thousand records."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -70,6 +77,18 @@ class Measurement(NamedTuple):
     flags: tuple[str, ...]
     digits: tuple[float, ...]
     """What agrees to the last digit only for one clone behind one defense, its attack and seed given."""
+
+
+class Run(NamedTuple):
+    """What scores need of a finished run's record."""
+
+    run_id: str
+    created_utc: str
+    spec: str
+    """As JSON, the seeds of attack and defense being 0."""
+    seed: int
+    """The attack's."""
+    measurement: Measurement
 
 
 class Part(NamedTuple):
@@ -137,6 +156,42 @@ class Cell:
         return self.protocol, self.target, self.budget
 
 
+class ScoreRow(NamedTuple):
+    """A defense under an attack, as reports and frames have it; NaN where nothing was measured."""
+
+    protocol: str
+    target: str
+    budget: int
+    defense: str
+    attack: str
+    n: int = 0
+    """Runs; 0 where the cell is missing."""
+    agreement: float = math.nan
+    agreement_interval: float = math.nan
+    """Half of the 95 % interval, as are the others."""
+    clone_accuracy: float = math.nan
+    clone_accuracy_interval: float = math.nan
+    defended_accuracy: float = math.nan
+    defended_accuracy_interval: float = math.nan
+    l1: float = math.nan
+    l1_interval: float = math.nan
+    stolen_share: float = math.nan
+    stolen_share_interval: float = math.nan
+    target_accuracy: float = math.nan
+    targets: str = ""
+    ranked: bool = False
+    worst_case: bool = False
+    complete: bool = False
+    """Whether the defense was run against every ranked attack of its table."""
+    note: str = "not run"
+    flags: str = ""
+
+    @property
+    def table(self) -> tuple[str, str, int]:
+        """Which table it belongs to."""
+        return self.protocol, self.target, self.budget
+
+
 def stolen_share(clone_accuracy: float, target_accuracy: float, floor: float) -> float:
     """How much of what the target knows beyond the floor the clone knows: 0 is nothing, 1 is all of it.
 
@@ -185,8 +240,13 @@ def cells(records: Iterable[Record]) -> list[Cell]:
     Records of one run count once, and so do runs under several of the defense's seeds that came to the same in all that
     was stolen and paid: a defense that draws nothing has but one answer, which is no sample.
     """
+    return cells_of(map(run_of, records))
+
+
+def cells_of(runs: Iterable[Run | None]) -> list[Cell]:
+    """`cells`, of records that were read elsewhere: of what `run_of` makes of each."""
     groups: dict[Condition, list[Measurement]] = defaultdict(list)
-    for condition, measurement in _runs(records):
+    for condition, measurement in _measured(filter(None, runs)):
         groups[condition].append(measurement)
     targets = _labels({key.target for key in groups})
     defenses = _labels({key.defense for key in groups}, in_full=True)
@@ -210,17 +270,20 @@ def worst_cases(cells: Iterable[Cell]) -> dict[tuple[str, str, int, str], Cell]:
     return worst
 
 
-def frame(cells: Iterable[Cell]) -> pd.DataFrame:
-    """All cells as one tidy frame: a row for each defense and attack of each table, missing ones with n = 0.
+def score_rows(cells: Iterable[Cell]) -> list[ScoreRow]:
+    """A row for each defense and attack of each table, tables in order, missing cells too.
 
-    Every report is made from this frame. Columns: `TABLE`, defense, attack, n, each of `METRICS` with its
-    ``…_interval`` (half of the 95 % interval), target_accuracy, targets, ranked, worst_case, complete (the
-    defense was run against every ranked attack of its table), note, flags. Defenses stand in the order of
-    their worst cases, best first; incomplete ones last, since a missing cell is no merit.
+    Every report is made from these rows. Defenses stand in the order of their worst cases, best first; incomplete ones
+    last, since a missing cell is no merit.
     """
-    known = list(cells)
-    rows = [row for table in _tables(known) for row in _table_rows(table)]
-    return pd.DataFrame(rows, columns=_frame_columns())
+    return [row for table in _tables(cells) for row in _table_rows(table)]
+
+
+def frame(rows: Iterable[ScoreRow]) -> "pd.DataFrame":
+    """The rows as one tidy frame."""
+    import pandas as pd  # not needed, and not waited for, to show the rows
+
+    return pd.DataFrame(list(rows), columns=list(ScoreRow._fields))
 
 
 def spec_text(component: ComponentInfo) -> str:
@@ -231,23 +294,26 @@ def spec_text(component: ComponentInfo) -> str:
 # ------------------------------------------------------------------------------------------------- measuring
 
 
-def _runs(records: Iterable[Record]) -> Iterator[tuple[Condition, Measurement]]:
-    """What was measured and under which condition, once for each finished run: its newest record counts.
+def run_of(record: Record) -> Run | None:
+    """What scores need of a record; None where the run is not done."""
+    measurement = _measure(record)
+    if measurement is None:
+        return None
+    spec = record.spec.model_copy(update={"seed": 0, "defense_seed": 0}).model_dump_json()
+    return Run(record.run_id, record.timing.created_utc, spec, record.spec.seed, measurement)
+
+
+def _measured(runs: Iterable[Run]) -> Iterator[tuple[Condition, Measurement]]:
+    """What was measured and under which condition, once for each run: its newest record counts.
 
     What came out alike under several of the defense's seeds counts once, too.
     """
-    conditions: dict[str, Condition] = {}
-    newest: dict[str, tuple[str, Condition, Measurement, str, int]] = {}
-    for record in records:
-        measurement = _measure(record)
-        if measurement is not None:
-            spec = record.spec.model_dump_json(exclude={"seed", "defense_seed"})  # few of many: made once for each
-            if spec not in conditions:
-                conditions[spec] = _condition(record.spec.without_seeds())
-            run = record.timing.created_utc, conditions[spec], measurement, spec, record.spec.seed
-            newest[record.run_id] = max(newest.get(record.run_id, run), run)
-    distinct = {(spec, seed, run.digits): (condition, run) for _, condition, run, spec, seed in newest.values()}
-    return iter(distinct.values())
+    newest: dict[str, Run] = {}
+    for run in runs:
+        newest[run.run_id] = max(newest.get(run.run_id, run), run)
+    distinct = {(run.spec, run.seed, run.measurement.digits): run for run in newest.values()}
+    conditions = {spec: _condition(spec) for spec in {run.spec for run in distinct.values()}}  # few of many
+    return ((conditions[run.spec], run.measurement) for run in distinct.values())
 
 
 def _measure(record: Record) -> Measurement | None:
@@ -305,7 +371,10 @@ def _by_severity(cell: Cell) -> tuple[float, str]:
 
 @cache
 def _t_quantile(freedom: int) -> float:
-    from scipy.special import stdtrit  # not needed, and not waited for, while every cell has one run
+    """The 97.5 % quantile of Student's t."""
+    if freedom <= len(_T_QUANTILES):
+        return _T_QUANTILES[freedom - 1]
+    from scipy.special import stdtrit  # waited for only by those who have more seeds than the table
 
     return float(stdtrit(freedom, 0.975))
 
@@ -313,7 +382,8 @@ def _t_quantile(freedom: int) -> float:
 # -------------------------------------------------------------------------------------------------- labeling
 
 
-def _condition(spec: SpecInfo) -> Condition:
+def _condition(text: str) -> Condition:
+    spec = SpecInfo.model_validate_json(text).without_seeds()
     setting = {"clone": spec.clone, "pool": spec.pool, "precision": spec.precision}
     column = Column(_part(spec.attack), _part(spec.recovery), Part("", "", _canonical(setting)))
     return Condition(spec.protocol, _part(spec.target), spec.budget, _part(spec.defense), column)
@@ -398,7 +468,7 @@ def _tables(cells: Iterable[Cell]) -> list[list[Cell]]:
     return [tables[key] for key in sorted(tables)]
 
 
-def _table_rows(table: list[Cell]) -> Iterator[dict[str, Any]]:
+def _table_rows(table: list[Cell]) -> Iterator[ScoreRow]:
     """The rows of one table, defenses in order of merit and attacks in order of names."""
     present = {(cell.defense, cell.attack): cell for cell in table}
     attacks = sorted({cell.attack for cell in table})
@@ -415,31 +485,25 @@ def _table_rows(table: list[Cell]) -> Iterator[dict[str, Any]]:
 
     for defense, attack in product(sorted({cell.defense for cell in table}, key=merit), attacks):
         cell = present.get((defense, attack))
-        row = _cell_row(cell) if cell else _missing_row(table[0], defense, attack)
-        yield row | {
-            "complete": complete(defense),
-            "worst_case": cell is not None and cell is worst.get(defense),
-        }
+        row = _score_row(cell) if cell else ScoreRow(*table[0].table, defense, attack)
+        yield row._replace(complete=complete(defense), worst_case=cell is not None and cell is worst.get(defense))
 
 
-def _cell_row(cell: Cell) -> dict[str, Any]:
-    row: dict[str, Any] = dict(zip(TABLE, cell.table, strict=True))
-    row |= {"defense": cell.defense, "attack": cell.attack, "n": cell.n}
+def _score_row(cell: Cell) -> ScoreRow:
+    numbers: dict[str, Any] = {}
     for metric in METRICS:
         known: Estimate | None = getattr(cell, metric)
-        row[metric] = known.mean if known else math.nan
-        row[f"{metric}_interval"] = math.nan if known is None or known.half is None else known.half
-    row |= {"target_accuracy": cell.target_accuracy, "targets": "; ".join(cell.targets)}
-    return row | {"ranked": cell.ranked, "note": cell.note, "flags": "; ".join(cell.flags)}
-
-
-def _missing_row(neighbor: Cell, defense: str, attack: str) -> dict[str, Any]:
-    row: dict[str, Any] = dict(zip(TABLE, neighbor.table, strict=True))
-    row |= {"defense": defense, "attack": attack, "n": 0}
-    return row | {"targets": "", "ranked": False, "note": "not run", "flags": ""}
-
-
-def _frame_columns() -> list[str]:
-    scores = [name for metric in METRICS for name in (metric, f"{metric}_interval")]
-    head = [*TABLE, "defense", "attack", "n", *scores, "target_accuracy", "targets"]
-    return [*head, "ranked", "worst_case", "complete", "note", "flags"]
+        numbers[metric] = known.mean if known else math.nan
+        numbers[f"{metric}_interval"] = math.nan if known is None or known.half is None else known.half
+    return ScoreRow(
+        *cell.table,
+        cell.defense,
+        cell.attack,
+        cell.n,
+        **numbers,
+        target_accuracy=cell.target_accuracy,
+        targets="; ".join(cell.targets),
+        ranked=cell.ranked,
+        note=cell.note,
+        flags="; ".join(cell.flags),
+    )

@@ -8,7 +8,8 @@ file system takes, which may make two of them equal, so a path is unique only th
 path follows from the spec, so a run can have only one place, and saving it again replaces what stood there.
 
 There is no index and no lock: files are written atomically, and a reader walks the folder. Ten thousand
-records take one to two seconds if used one by one; kept all in memory, the garbage collector doubles that.
+records take one to two seconds if used one by one, and less where several processes share the work; kept all in
+memory, the garbage collector doubles that.
 """
 
 import json
@@ -16,8 +17,12 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -28,8 +33,14 @@ from .record import Record, SpecInfo, run_id
 STATES, CLAIMS, LOGS = WORKING = ".states", ".claims", ".logs"
 """Folders of a store for those who run: what is unfinished, who is at it, and what was said."""
 
+_BATCH = 1_000
+"""Files that one process reads at a time; fewer are not worth a process."""
+
 _NAMED = 10
 """Unreadable files that are named each; a folder of another version has thousands."""
+
+
+T = TypeVar("T")
 
 
 def dumps(record: Record) -> str:
@@ -153,6 +164,22 @@ class Store:
         """
         return _readable(record_files(self.root))
 
+    def each(self, work: Callable[[Record], T]) -> Iterator[T]:
+        """What ``work`` makes of every record, in the order of `records` and with its warnings.
+
+        Where there are thousands, every core takes some of them.
+
+        Args:
+            work: can be pickled, as what it makes can.
+        """
+        files = list(record_files(self.root))
+        batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
+        if len(batches) < 2:
+            yield from map(work, _readable(files))
+            return
+        with ProcessPoolExecutor(min(len(batches), os.cpu_count() or 1)) as pool:
+            yield from _good(chain.from_iterable(pool.map(partial(_worked, work), batches)))
+
 
 def run_named(path: Path) -> str:
     """The run that a record's file is named after."""
@@ -170,17 +197,35 @@ def _precedence(record: Record) -> tuple[bool, str]:
 
 def _readable(paths: Iterable[Path], run_id: str | None = None) -> Iterator[Record]:
     """The records in files: any, or those of one run."""
+    return _good(_attempt(path, run_id) for path in paths)
+
+
+def _attempt(path: Path, run_id: str | None = None) -> Record | StoreError:
+    try:
+        record = load(path)
+        if run_id not in (None, record.run_id):
+            raise StoreError(f"{path}: holds run {record.run_id}, but is named after {run_id}")
+    except StoreError as error:
+        return error
+    return record
+
+
+def _worked(work: Callable[[Record], T], paths: Sequence[Path]) -> list[T | StoreError]:
+    """What work makes of each record, and what is wrong with those that cannot be read."""
+    found = map(_attempt, paths)
+    return [each if isinstance(each, StoreError) else work(each) for each in found]
+
+
+def _good(found: Iterable[T | StoreError]) -> Iterator[T]:
+    """What was found; what could not be read is a warning."""
     unreadable = 0
-    for path in paths:
-        try:
-            record = load(path)
-            if run_id not in (None, record.run_id):
-                raise StoreError(f"{path}: holds run {record.run_id}, but is named after {run_id}")
-            yield record
-        except StoreError as error:
-            unreadable += 1
-            if unreadable <= _NAMED:
-                warnings.warn(f"skipped {error}", stacklevel=2)
+    for each in found:
+        if not isinstance(each, StoreError):
+            yield each
+            continue
+        unreadable += 1
+        if unreadable <= _NAMED:
+            warnings.warn(f"skipped {each}", stacklevel=2)
     if unreadable > _NAMED:
         warnings.warn(f"skipped {unreadable - _NAMED:,} more files that are no readable records", stacklevel=2)
 

@@ -7,6 +7,7 @@ made, so that ``--help`` does not wait for them.
 import io
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -19,13 +20,13 @@ from .options import store_option
 from .values import parse_budget
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.console import RenderableType
 
     from ...leaderboard.board import Board
     from ...leaderboard.board_report import Sheets
     from ...leaderboard.figures import Format
     from ...leaderboard.record import Record
+    from ...leaderboard.scoring import Run, ScoreRow
 
 FORMATS = ("table", "markdown", "csv", "json")
 TEXTS = ("markdown", "csv", "latex", "json")
@@ -93,7 +94,7 @@ def show(
     if folder is not None or defenses or (drop, l1) != (None, None):
         raise UsageError("--board, --defense, --drop and --l1 are of a board: name its suite with --suite")
     scores = _all_scores(store, target, budget, protocol)
-    if scores.empty:
+    if not scores:
         click.echo(f"no finished runs to show in {store}", err=True)
     _emit(scores, style, output)
 
@@ -138,19 +139,23 @@ def schema() -> None:
     click.echo(schema_text(), nl=False)
 
 
-def _all_scores(store: Path, target: str | None, budget: int | None, protocol: str | None) -> "pd.DataFrame":
-    from ...leaderboard.scoring import cells, frame
+def _all_scores(store: Path, target: str | None, budget: int | None, protocol: str | None) -> list["ScoreRow"]:
+    from ...leaderboard.scoring import cells_of, score_rows
     from ...leaderboard.store import Store
 
-    def wanted(record: "Record") -> bool:
-        return (
-            (target is None or fnmatchcase(record.spec.target.name, target))
-            and budget in (None, record.spec.budget)
-            and protocol in (None, record.protocol)
-        )
-
     _check_folder(store)
-    return frame(cells(filter(wanted, Store(store).records())))
+    return score_rows(cells_of(Store(store).each(partial(_wanted, target, budget, protocol))))
+
+
+def _wanted(target: str | None, budget: int | None, protocol: str | None, record: "Record") -> "Run | None":
+    from ...leaderboard.scoring import run_of
+
+    wanted = (
+        (target is None or fnmatchcase(record.spec.target.name, target))
+        and budget in (None, record.spec.budget)
+        and protocol in (None, record.protocol)
+    )
+    return run_of(record) if wanted else None
 
 
 def _board(suite: str, store: Path, folder: Path | None, defenses: tuple[str, ...]) -> "Board":
@@ -178,10 +183,10 @@ def _check_folder(store: Path) -> None:
         raise UsageError(f"no folder {store}: msbench run makes one, or name another with --store")
 
 
-def _emit(scores: "pd.DataFrame", style: str, output: Path | None) -> None:
+def _emit(scores: list["ScoreRow"], style: str, output: Path | None) -> None:
     from ...leaderboard import report
 
-    texts: dict[str, Callable[[pd.DataFrame], str]] = {
+    texts: dict[str, Callable[[list[ScoreRow]], str]] = {
         "markdown": report.to_markdown,
         "csv": report.to_csv,
         "json": report.to_json,

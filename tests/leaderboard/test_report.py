@@ -14,7 +14,7 @@ from msbench.leaderboard.report import (
     to_rich,
     verdict,
 )
-from msbench.leaderboard.scoring import cells, frame
+from msbench.leaderboard.scoring import cells, score_rows
 from rich.console import Console
 
 
@@ -42,7 +42,7 @@ def scores(make_record):
         ]
         for seed in range(seeds)
     ]
-    return frame(cells(records))
+    return score_rows(cells(records))
 
 
 def test_table_says_what_was_measured(scores):
@@ -61,20 +61,20 @@ def test_table_says_what_was_measured(scores):
 def test_paid_side_is_the_worst_of_the_row(make_record):
     first = make_record(paid__defended_accuracy=0.9)
     second = make_record(spec__attack="dfme", paid__l1={"mean": 0.4, "p95": 1.0, "max": 2.0})
-    (grid,) = grids(frame(cells([first, second])))
+    (grid,) = grids(score_rows(cells([first, second])))
     assert grid.rows[0][-2:] == ["90.0", "0.40"]
 
 
 def test_different_trainings_of_the_target_are_told(make_record):
     other = make_record(spec__seed=1, target__digest="cd" * 32, target__accuracy=0.95)
-    (grid,) = grids(frame(cells([make_record(), other, make_record(spec__attack="dfme")])))
+    (grid,) = grids(score_rows(cells([make_record(), other, make_record(spec__attack="dfme")])))
     assert grid.title.endswith("undefended accuracy 96.8 % to 98.7 %")
     assert "the target was trained 2 times" in grid.notes[-1]
 
 
 def test_unranked_columns_are_marked(make_record):
     records = [make_record(spec__recovery="oracle_clean"), make_record(spec__pool="patches")]
-    (grid,) = grids(frame(cells(records)))
+    (grid,) = grids(score_rows(cells(records)))
     assert {name[-2:].count("*") for name in grid.header[1:3]} == {1, 2}
     assert any(note.startswith("* ") for note in grid.notes)
     assert any(note.startswith("** ") for note in grid.notes)
@@ -105,12 +105,12 @@ def test_json_has_null_where_there_is_nothing(scores):
 
 
 def test_markdown_survives_pipes_in_names(make_record):
-    text = to_markdown(frame(cells([make_record(spec__defense="a|b")])))
+    text = to_markdown(score_rows(cells([make_record(spec__defense="a|b")])))
     assert r"| a\|b |" in text
 
 
 def test_empty_frame_makes_empty_reports():
-    empty = frame([])
+    empty = score_rows([])
     assert (to_markdown(empty), json.loads(to_json(empty))) == ("", [])
     assert to_csv(empty).startswith("protocol,target,budget,defense")
     assert not printed(to_rich(empty)).strip()
@@ -160,4 +160,4 @@ def test_unfinished_run_is_reported_without_scores(make_record, status):
 def test_names_are_no_markup(make_record):
     record = make_record(spec__attack="[bold]x[/bold]")
     assert "[bold]x[/bold]" in printed(report_run(record))
-    assert "[bold]x[/bold]" in printed(to_rich(frame(cells([record]))), width=200)
+    assert "[bold]x[/bold]" in printed(to_rich(score_rows(cells([record]))), width=200)

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msbench.leaderboard.scoring import (
@@ -11,6 +12,7 @@ from msbench.leaderboard.scoring import (
     cells,
     estimate,
     frame,
+    score_rows,
     spec_text,
     stolen_share,
     worst_cases,
@@ -30,6 +32,10 @@ outcomes = st.lists(
     max_size=12,
     unique_by=lambda outcome: outcome[:4],
 )
+
+
+def frame_of(cells):
+    return frame(score_rows(cells))
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +81,13 @@ def test_estimate_is_students_interval():
     assert found == Estimate(2.0, found.half, 3)
     assert found.half == pytest.approx(4.302653 / math.sqrt(3))
     assert estimate([0.7]) == Estimate(0.7, None, 1)
+
+
+@pytest.mark.parametrize("seeds", range(2, 40))
+def test_intervals_are_scipys_at_any_number_of_seeds(seeds):
+    values = [0.0, 1.0] + [0.5] * (seeds - 2)  # squares of their deviations add up to 1/2
+    _, high = scipy.stats.t.interval(0.95, seeds - 1, scale=math.sqrt(1 / 2 / (seeds - 1) / seeds))
+    assert estimate(values).half == pytest.approx(high, rel=1e-12)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.randoms())
@@ -184,7 +197,7 @@ def test_names_made_to_collide_stay_apart(make_record):
     [{"protocol": "2027.1"}, {"spec__target": "digits/resnet18_8x:seed=0"}, {"spec__budget": 20_000}],
 )
 def test_protocols_targets_and_budgets_have_tables_of_their_own(make_record, changes):
-    scores = frame(cells([make_record(), make_record(**changes)]))
+    scores = frame_of(cells([make_record(), make_record(**changes)]))
     assert scores.groupby(["protocol", "target", "budget"]).ngroups == 2
     assert (scores["n"] == 1).all()
 
@@ -224,7 +237,7 @@ def test_target_at_chance_has_no_worst_case(make_record):
     known = cells([make_record(target__accuracy=0.1)])
     assert known[0].stolen_share is None
     assert worst_cases(known) == {}
-    assert not frame(known)["worst_case"].any()
+    assert not frame_of(known)["worst_case"].any()
 
 
 @given(outcomes, outcomes)
@@ -249,7 +262,7 @@ def test_order_of_records_is_irrelevant(runs, outcomes, random):
     records = runs(outcomes)
     shuffled = random.sample(records, len(records))
     assert cells(records) == cells(shuffled)
-    assert frame(cells(records)).equals(frame(cells(shuffled)))
+    assert frame_of(cells(records)).equals(frame_of(cells(shuffled)))
 
 
 # --------------------------------------------------------------------------------------------------- frame
@@ -259,7 +272,7 @@ def test_order_of_records_is_irrelevant(runs, outcomes, random):
 @settings(max_examples=100, deadline=None)
 def test_frame_is_complete_and_marks_each_worst_case_once(runs, outcomes):
     known = cells(runs(outcomes))
-    scores = frame(known)
+    scores = frame_of(known)
     assert len(scores) == scores["defense"].nunique() * scores["attack"].nunique()
     assert (scores["n"] > 0).sum() == len(known)
     assert (scores.groupby("defense")["worst_case"].sum() == 1).all()
@@ -274,7 +287,7 @@ def test_missing_cells_never_look_good(runs):
             ("shy", "dfme", "none", 0, 0.2),
         ]
     )
-    scores = frame(cells(records))
+    scores = frame_of(cells(records))
     assert list(dict.fromkeys(scores["defense"])) == ["strong", "shy"]
     missing = scores[scores["n"] == 0].iloc[0]
     assert (missing["defense"], missing["attack"], missing["note"]) == ("shy", "maze", "not run")
@@ -282,6 +295,6 @@ def test_missing_cells_never_look_good(runs):
 
 
 def test_no_records_make_an_empty_frame():
-    scores = frame([])
+    scores = frame_of([])
     assert scores.empty
     assert "stolen_share" in scores.columns

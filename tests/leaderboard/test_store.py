@@ -202,6 +202,28 @@ def test_of_many_unreadable_files_ten_are_named_and_the_rest_counted(store, make
     assert last == "skipped 15 more files that are no readable records"
 
 
+def run_and_process(record):
+    return record.run_id, os.getpid()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of torch's threads, which no reader of records uses
+@pytest.mark.parametrize("batch", [1_000, 4])
+def test_what_is_made_of_each_record_is_the_same_in_one_process_and_in_several(store, make_record, monkeypatch, batch):
+    monkeypatch.setattr("msbench.leaderboard.store._BATCH", batch)
+    paths = [store.save(make_record(spec__seed=seed)) for seed in range(9)]
+    for number in range(12):
+        (paths[0].parent / f"none-s{number:02}-broken.json").write_text("{")
+    with warnings.catch_warnings(record=True) as alone:
+        warnings.simplefilter("always", UserWarning)
+        known = [record.run_id for record in store.records()]
+    with warnings.catch_warnings(record=True) as together:
+        warnings.simplefilter("always", UserWarning)
+        found = list(store.each(run_and_process))
+    assert [name for name, _ in found] == known
+    assert [str(each.message) for each in together] == [str(each.message) for each in alone]
+    assert ({process for _, process in found} == {os.getpid()}) == (batch == 1_000)
+
+
 def test_failed_rename_leaves_the_old_record_and_no_other_file(store, make_record, monkeypatch):
     old = make_record(stolen__agreement=0.5)
     path = store.save(old)
