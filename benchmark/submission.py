@@ -260,8 +260,10 @@ def publishing(bundle: Bundle, board: Path) -> list[str]:
     name, folder, suite = bundle.name, board.resolve(), bundle.suite.name
     added = [f"{folder.name}/entries/{name}.*", f"{folder.name}/results"]
     build = []
-    if _shown(folder.parent / _PAGES / "board.json") == suite:
-        build = [f"msbench leaderboard build --suite {suite} --board {folder.name} --out {_PAGES}"]
+    shown = _shown(folder.parent / _PAGES)
+    if suite in shown:
+        suites = " ".join(f"--suite {each}" for each in shown)
+        build = [f"msbench leaderboard build {suites} --board {folder.name} --out {_PAGES}"]
         added.append(_PAGES)
     return [
         f"git switch -c {name}",
@@ -272,9 +274,10 @@ def publishing(bundle: Bundle, board: Path) -> list[str]:
     ]
 
 
-def _shown(data: Path) -> str | None:
-    """The suite of the board that was built there; None where there is none."""
-    return cast("str | None", json.loads(data.read_text(encoding="utf-8"))["suite"]) if data.is_file() else None
+def _shown(pages: Path) -> list[str]:
+    """The suites of the boards that were built there: of one beside the page, of several in folders of their own."""
+    built = [*pages.glob("board.json"), *sorted(pages.glob("*/board.json"))]
+    return [cast("str", json.loads(data.read_text(encoding="utf-8"))["suite"]) for data in built]
 
 
 def _check_replaced(there: Path, entry: Entry) -> None:

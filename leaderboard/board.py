@@ -319,7 +319,7 @@ def _row(grid: Grid, position: int, runs: Mapping[str, Run], floor: float) -> Ro
 
 
 def _score(column: int, cell: Sequence[Run], ids: Sequence[str], runs: Mapping[str, Run], floor: float) -> Score:
-    shares = [stolen_share(run.clone_accuracy, run.accuracy, floor) for run in cell]
+    shares = [stolen_share(run.kept_accuracy, run.accuracy, floor) for run in cell]
     reached = [math.inf if run.queries_to_half is None else run.queries_to_half for run in cell]
     curves = [dict(run.curve) for run in cell]
     milestones = sorted(set.intersection(*(set(curve) for curve in curves)))

@@ -55,6 +55,7 @@ _RANKING = (
     f"{SIGMA}: the stolen share of the worst case among the ranked columns, mean ± half the 95 % interval over seeds "
     "(0: nothing, 1: all that the target knows beyond the floor); lower is better for the defense. By: the attack that "
     "stole it, or all that tie; none where nothing was stolen.",
+    "Where queries were refused, the clone counts as it was at the last milestone before, if it was better then.",
     f"Rank: {RANK}. Controls have none.",
     "Accuracy, drop (points of accuracy lost), L1 (mean distance of released from clean answers): the worst mean over "
     "the ranked columns. Shifted drop and shifted L1: the same on a shifted copy of the test set, for which the caps "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UsageError
+from .curve import kept_accuracy
 from .record import Record, run_id
 from .scoring import estimate
 from .suites import DefenseEntry, DefenseSetting, Table
@@ -21,6 +22,8 @@ class Run(NamedTuple):
     target_seed: int
     digest: str
     clone_accuracy: float
+    kept_accuracy: float
+    """See `curve.kept_accuracy`."""
     agreement: float
     defended_accuracy: float
     l1: float
@@ -83,16 +86,17 @@ def _precedence(run: Run) -> tuple[str, str]:
 
 
 def _measure(record: Record) -> Run | None:
-    target, stolen, paid, timing = record.target, record.stolen, record.paid, record.timing
-    if record.status != "done" or target is None or stolen is None or paid is None:
+    target, stolen, paid, kept = record.target, record.stolen, record.paid, kept_accuracy(record)
+    if record.status != "done" or target is None or stolen is None or paid is None or kept is None:
         return None
-    spent = record.budget.spent
+    spent, timing = record.budget.spent, record.timing
     return Run(
         created=timing.created_utc,
         accuracy=target.accuracy,
         target_seed=record.spec.target_seed,
         digest=target.digest,
         clone_accuracy=stolen.clone_accuracy,
+        kept_accuracy=kept,
         agreement=stolen.agreement,
         defended_accuracy=paid.defended_accuracy,
         l1=paid.l1.mean,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from .record import CurvePoint
+from .record import CurvePoint, Record
 
 
 def queries_to(curve: Sequence[CurvePoint], accuracy: float) -> int | None:
@@ -19,3 +19,30 @@ def area_under_curve(curve: Sequence[CurvePoint]) -> float:
     heights = [point.clone_accuracy for point in curve]
     area = sum((logs[i + 1] - logs[i]) * (heights[i] + heights[i + 1]) / 2 for i in range(len(curve) - 1))
     return min(1.0, area / (logs[-1] - logs[0]))  # rounding, where all heights are one
+
+
+def before_refusal(record: Record) -> CurvePoint | None:
+    """The last milestone before the first of the attack's queries was refused; None if none was, or no milestone is.
+
+    Where some were flagged and not refused, the first refusal is taken to be as late as it can have been.
+    """
+    detection = record.diagnostics.detection if record.diagnostics else None
+    if detection is None or detection.first_flagged is None or not detection.refused:
+        return None
+    all_refused = detection.refused == detection.flagged
+    first = detection.first_flagged if all_refused else record.budget.spent - detection.refused + 1
+    return max(
+        (point for point in record.curve if point.queries < first), key=lambda point: point.queries, default=None
+    )
+
+
+def kept_accuracy(record: Record) -> float | None:
+    """Accuracy of the clone that the attacker is left with; None where the run has none.
+
+    It is the final clone, or the one from before the first refusal if that is better: a refusal shows, so that whoever
+    meets one can stop there, and need not spoil a clone with what is no answer. A wrong answer does not show.
+    """
+    if record.stolen is None:
+        return None
+    before = before_refusal(record)
+    return max(record.stolen.clone_accuracy, before.clone_accuracy if before else 0.0)

@@ -17,6 +17,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .curve import before_refusal
 from .record import CurvePoint, Distance, Record
 from .scoring import ScoreRow, frame, spec_text
 from .texts import MISSING, SIGMA, escape_markdown, visible
@@ -256,12 +257,14 @@ def _detected(record: Record) -> dict[str, str]:
     detection = record.diagnostics.detection if record.diagnostics else None
     if record.paid is None or record.paid.flagged is None or detection is None:
         return {}
+    before = before_refusal(record)
     return {
         "honest flagged": _percent(record.paid.flagged),
         "honest refused": _percent(record.paid.refused),
         "attack flagged": f"{detection.flagged:,}",
         "… from query": _queries(detection.first_flagged),
         "attack refused": f"{detection.refused:,}",
+        "… clone before": _percent(before.clone_accuracy if before else None),
     }
 
 

@@ -7,7 +7,8 @@ judged by its worst cell, so adding an attack can only lower its standing, and a
 missing, not good.
 
 The floor of the stolen share is chance. For an attack with a pool of its own images that is too low (its
-clone knows something before the first query); then the share is too high, and the cell says so.
+clone knows something before the first query); then the share is too high, and the cell says so. What is stolen is the
+clone that the attacker is left with (`curve.kept_accuracy`); clone accuracies are those of the final one.
 """
 
 import json
@@ -20,6 +21,7 @@ from itertools import accumulate, product
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..components import format_spec, links_of
+from .curve import kept_accuracy
 from .record import ComponentInfo, Record, SpecInfo
 
 if TYPE_CHECKING:
@@ -317,15 +319,15 @@ def _measured(runs: Iterable[Run]) -> Iterator[tuple[Condition, Measurement]]:
 
 
 def _measure(record: Record) -> Measurement | None:
-    target, stolen, paid = record.target, record.stolen, record.paid
-    if record.status != "done" or target is None or stolen is None or paid is None:
+    target, stolen, paid, kept = record.target, record.stolen, record.paid, kept_accuracy(record)
+    if record.status != "done" or target is None or stolen is None or paid is None or kept is None:
         return None
     return Measurement(
         agreement=stolen.agreement,
         clone_accuracy=stolen.clone_accuracy,
         defended_accuracy=paid.defended_accuracy,
         l1=paid.l1.mean,
-        stolen_share=stolen_share(stolen.clone_accuracy, target.accuracy, 1 / target.num_classes),
+        stolen_share=stolen_share(kept, target.accuracy, 1 / target.num_classes),
         target_accuracy=target.accuracy,
         digest=target.digest,
         flags=tuple(record.flags),

@@ -261,3 +261,4 @@ def test_a_record_holds_what_was_detected(steal: Callable[..., Record], brief: N
     assert 0 < record.paid.flagged == record.paid.refused < 0.3
     assert record.paid.defended_accuracy <= record.target.accuracy
     assert "attack flagged" in text_of(report_run(record))
+    assert "… clone before" in text_of(report_run(record))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from msbench.errors import UsageError
 from msbench.leaderboard.board import NOTHING_TO_STEAL, make_board, worst_share
 from msbench.leaderboard.board_runs import command_of
-from msbench.leaderboard.record import CurvePoint, run_id
-from msbench.leaderboard.scoring import Estimate, ranks
+from msbench.leaderboard.record import CurvePoint, Detection, run_id
+from msbench.leaderboard.scoring import Estimate, ranks, stolen_share
 
 SEEDS = (0, 1, 2)
 UNDEFENDED = {"dfme": (0.70, 0.72, 0.71), "maze": (0.50, 0.53, 0.52), "dfme + argmax": (0.60, 0.61, 0.62)}
@@ -197,6 +197,27 @@ def test_the_floor_is_what_a_floor_column_reaches(board, make_column):
     lacking = only(board(lambda *at: None if at[1:] == ("random_labels", 2) else found(*at), columns=columns))
     assert (lacking.floor, lacking.open) == (0.1, False)
     assert "runs of the floor random_labels are missing" in lacking.blockers
+
+
+@pytest.mark.parametrize(("first", "kept"), [(None, 0.1), (15_000, 0.1), (15_001, 0.5)])
+def test_a_detector_is_judged_by_the_clone_from_before_it_refused(make_suite, make_runs, make_baseline, first, kept):
+    suite = make_suite([])
+    detection = Detection(flagged=5 * bool(first), refused=5 * bool(first), first_flagged=first)
+
+    def met(record):
+        diagnostics = record.diagnostics.model_copy(update={"detection": detection})
+        return (
+            record.model_copy(update={"diagnostics": diagnostics})
+            if record.spec.defense.name == "label_only"
+            else record
+        )
+
+    runs = make_runs(suite, lambda setting, column, seed: 0.1 if setting == "label_only" else undefended(column, seed))
+    reached = {name: UNDEFENDED[name] for name in ("dfme", "maze")}
+    table = only(make_board(suite, map(met, runs), make_baseline(suite, reached)))
+    (score, *_) = row(table, "label_only").scores
+    assert score.clone_accuracy.mean == pytest.approx(0.1)
+    assert score.sigma.mean == pytest.approx(stolen_share(kept, 0.987, table.floor))
 
 
 def test_a_row_that_lacks_a_run_is_shown_as_incomplete_and_not_placed(board):

@@ -115,18 +115,32 @@ def test_a_board_that_git_does_not_keep_is_not_written_into(entry, make_record):
     assert submit(entry, "--dry-run").exit_code == 0
 
 
-def test_the_pages_of_a_committed_board_are_built_again_and_committed_too(entry, make_record):
+@pytest.mark.parametrize(
+    ("built", "suites"),
+    [
+        ({"board.json": "tiny"}, "--suite tiny"),
+        ({"large/board.json": "large", "tiny/board.json": "tiny"}, "--suite large --suite tiny"),
+    ],
+)
+def test_the_pages_of_a_committed_board_are_built_again_and_committed_too(entry, make_record, built, suites):
+    runs(entry, make_record)
+    for name, title in built.items():
+        pages = Path("docs/board") / name
+        pages.parent.mkdir(parents=True, exist_ok=True)
+        pages.write_text(json.dumps({"suite": title}))
+    assert submit(entry).stdout.splitlines()[:3] == [
+        "git switch -c blue-moon",
+        f"msbench leaderboard build {suites} --board board --out docs/board",
+        "git add board/entries/blue-moon.* board/results docs/board",
+    ]
+
+
+def test_the_pages_of_other_boards_are_left_as_they_are(entry, make_record):
     runs(entry, make_record)
     pages = Path("docs/board")
     pages.mkdir(parents=True)
     (pages / "board.json").write_text(json.dumps({"suite": "another"}))
     assert "docs/board" not in submit(entry).stdout
-    (pages / "board.json").write_text(json.dumps({"suite": "tiny"}))
-    assert submit(entry).stdout.splitlines()[:3] == [
-        "git switch -c blue-moon",
-        "msbench leaderboard build --suite tiny --board board --out docs/board",
-        "git add board/entries/blue-moon.* board/results docs/board",
-    ]
 
 
 def test_an_entry_of_one_suite_is_not_replaced_by_that_of_another(entry, make_record):
