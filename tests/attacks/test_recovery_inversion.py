@@ -374,6 +374,29 @@ def test_completion_resumes_with_the_clone_that_it_had() -> None:
     assert torch.equal(first.recovery.query(images(9)), later.recovery.query(images(9)))
 
 
+# -------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 1000])
+def test_what_was_refused_is_what_the_clone_believes_and_all_else_stays(classes: int) -> None:
+    on = scene("refusals", classes=classes, clone=lambda: Believer(3.0))
+    refused = torch.arange(40) % 3 == 0
+    uniform = torch.full((40, classes), 1 / classes)
+    on.deployed.release = lambda probs, asked: torch.where(refused[:, None], uniform, probs)
+    answers, asked = on.recovery.query(images(40, classes)), images(40, classes)
+    assert torch.equal(answers[~refused], on.clean(asked)[~refused])
+    torch.testing.assert_close(answers[refused], (3 * asked.flatten(1)).softmax(dim=1)[refused])
+
+
+def test_a_clone_is_taught_nothing_by_what_was_refused() -> None:
+    clone = Believer(3.0)
+    on = scene("refusals", clone=lambda: clone)
+    on.deployed.release = lambda probs, asked: torch.full_like(probs, 1 / 6)
+    answers = on.recovery.query(images(50))
+    nn.functional.cross_entropy(clone(images(50)), answers).backward()
+    assert abs(float(clone.scale.grad)) < 1e-6
+
+
 # ----------------------------------------------------------------------------------------------- bayes
 
 
