@@ -22,25 +22,24 @@ def area_under_curve(curve: Sequence[CurvePoint]) -> float:
 
 
 def before_refusal(record: Record) -> CurvePoint | None:
-    """The last milestone before the first of the attack's queries was refused; None if none was, or no milestone is.
+    """The last milestone before the attack's queries were refused; None if none were, or no milestone is.
 
-    Where some were flagged and not refused, the first refusal is taken to be as late as it can have been.
+    Refusals are taken to be the last of all queries, which they are where an account is closed for good; else the first
+    may have come sooner. So a detector that refuses one query early hides nothing.
     """
     detection = record.diagnostics.detection if record.diagnostics else None
-    if detection is None or detection.first_flagged is None or not detection.refused:
+    if detection is None or not detection.refused:
         return None
-    all_refused = detection.refused == detection.flagged
-    first = detection.first_flagged if all_refused else record.budget.spent - detection.refused + 1
-    return max(
-        (point for point in record.curve if point.queries < first), key=lambda point: point.queries, default=None
-    )
+    answered = record.budget.spent - detection.refused
+    points = [point for point in record.curve if point.queries <= answered]
+    return max(points, key=lambda point: point.queries, default=None)
 
 
 def kept_accuracy(record: Record) -> float | None:
     """Accuracy of the clone that the attacker is left with; None where the run has none.
 
-    It is the final clone, or the one from before the first refusal if that is better: a refusal shows, so that whoever
-    meets one can stop there, and need not spoil a clone with what is no answer. A wrong answer does not show.
+    It is the final clone, or the one from before the refusals if that is better: a refusal shows, so that whoever meets
+    them can stop there, and need not spoil a clone with what is no answer. A wrong answer does not show.
     """
     if record.stolen is None:
         return None

@@ -36,7 +36,7 @@ REGRESSION = 3
 @click.option("--seed", metavar="SEEDS", type=parse_seeds, help="Three seeds or more, not the suite's: 0-2, say.")
 @click.option("--attack", metavar="PATTERN", multiple=True, help="Only these, as for msbench sweep; repeats.")
 @click.option("--defense", metavar="PATTERN", multiple=True, help="Only against these defenses; repeats.")
-@click.option("--update", is_flag=True, help="Write what is measured to the baseline instead, from 20 seeds or more.")
+@click.option("--update", is_flag=True, help="Write what is measured to the baseline instead, from 5 seeds or more.")
 @click.option("--store", type=click.Path(file_okay=False, path_type=Path), help="Keep the records, and continue there.")
 @slots_option
 @timeout_option

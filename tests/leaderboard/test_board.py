@@ -199,10 +199,10 @@ def test_the_floor_is_what_a_floor_column_reaches(board, make_column):
     assert "runs of the floor random_labels are missing" in lacking.blockers
 
 
-@pytest.mark.parametrize(("first", "kept"), [(None, 0.1), (15_000, 0.1), (15_001, 0.5)])
-def test_a_detector_is_judged_by_the_clone_from_before_it_refused(make_suite, make_runs, make_baseline, first, kept):
+@pytest.mark.parametrize(("refused", "kept"), [(0, 0.1), (45_001, 0.1), (45_000, 0.5)])
+def test_a_detector_is_judged_by_the_clone_from_before_it_refused(make_suite, make_runs, make_baseline, refused, kept):
     suite = make_suite([])
-    detection = Detection(flagged=5 * bool(first), refused=5 * bool(first), first_flagged=first)
+    detection = Detection(flagged=refused, refused=refused, first_flagged=60_001 - refused if refused else None)
 
     def met(record):
         diagnostics = record.diagnostics.model_copy(update={"detection": detection})

@@ -25,25 +25,29 @@ def caught(make_record):
 
 
 @pytest.mark.parametrize(
-    ("detection", "kept"),
+    ("refused", "kept"),
     [
-        ({"flagged": 100, "refused": 100, "first_flagged": 40_000}, 0.61),
-        ({"flagged": 100, "refused": 100, "first_flagged": 30_001}, 0.61),
-        ({"flagged": 100, "refused": 100, "first_flagged": 30_000}, 0.5),
-        ({"flagged": 100, "refused": 100, "first_flagged": 15_000}, 0.1),  # no clone is known from before
-        ({"flagged": 100, "refused": 0, "first_flagged": 40_000}, 0.1),  # poisoned: nobody tells the attacker
-        ({"flagged": 0, "refused": 0, "first_flagged": None}, 0.1),
-        # Of the 40,000 that were flagged half were refused: the first of these may have been the 40,001st.
-        ({"flagged": 40_000, "refused": 20_000, "first_flagged": 10}, 0.61),
-        ({}, 0.1),
+        (20_001, 0.61),
+        (30_000, 0.61),  # from the 30,001st query on
+        (30_001, 0.5),
+        (45_001, 0.1),  # no clone is known from before
+        (0, 0.1),  # poisoned: nobody tells the attacker
     ],
 )
-def test_an_attacker_who_is_refused_keeps_the_clone_from_before(caught, detection, kept):
-    record = caught(**detection)
+def test_an_attacker_who_is_refused_keeps_the_clone_from_before(caught, refused, kept):
+    record = caught(flagged=max(refused, 100), refused=refused, first_flagged=60_001 - max(refused, 100))
     assert kept_accuracy(record) == kept
     (cell,) = cells([record])
     assert cell.stolen_share.mean == stolen_share(kept, 0.987, 0.1)
     assert cell.clone_accuracy.mean == 0.1
+
+
+def test_one_early_refusal_hides_nothing(caught):
+    assert kept_accuracy(caught(flagged=20_000, refused=20_000, first_flagged=1)) == 0.61
+
+
+def test_without_a_detector_the_final_clone_is_what_counts(caught):
+    assert kept_accuracy(caught()) == 0.1
 
 
 def test_a_clone_that_went_on_getting_better_is_what_counts(caught):
