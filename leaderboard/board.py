@@ -52,6 +52,7 @@ class Score:
     sigma: Estimate | None
     """Stolen share; None where the target is no better than the floor."""
     clone_accuracy: Estimate
+    """Of the clones that the attacker is left with (`curve.kept_accuracy`); agreement is the final ones'."""
     agreement: Estimate
     queries_to_half: float | None
     """Median over seeds; None if half of them never reach half of the target's accuracy."""
@@ -319,7 +320,7 @@ def _row(grid: Grid, position: int, runs: Mapping[str, Run], floor: float) -> Ro
 
 
 def _score(column: int, cell: Sequence[Run], ids: Sequence[str], runs: Mapping[str, Run], floor: float) -> Score:
-    shares = [stolen_share(run.kept_accuracy, run.accuracy, floor) for run in cell]
+    shares = [stolen_share(run.clone_accuracy, run.accuracy, floor) for run in cell]
     reached = [math.inf if run.queries_to_half is None else run.queries_to_half for run in cell]
     curves = [dict(run.curve) for run in cell]
     milestones = sorted(set.intersection(*(set(curve) for curve in curves)))

@@ -22,8 +22,7 @@ class Run(NamedTuple):
     target_seed: int
     digest: str
     clone_accuracy: float
-    kept_accuracy: float
-    """See `curve.kept_accuracy`."""
+    """Of the clone that the attacker is left with: see `curve.kept_accuracy`."""
     agreement: float
     defended_accuracy: float
     l1: float
@@ -95,8 +94,7 @@ def _measure(record: Record) -> Run | None:
         accuracy=target.accuracy,
         target_seed=record.spec.target_seed,
         digest=target.digest,
-        clone_accuracy=stolen.clone_accuracy,
-        kept_accuracy=kept,
+        clone_accuracy=kept,
         agreement=stolen.agreement,
         defended_accuracy=paid.defended_accuracy,
         l1=paid.l1.mean,

@@ -8,7 +8,7 @@ missing, not good.
 
 The floor of the stolen share is chance. For an attack with a pool of its own images that is too low (its
 clone knows something before the first query); then the share is too high, and the cell says so. What is stolen is the
-clone that the attacker is left with (`curve.kept_accuracy`); clone accuracies are those of the final one.
+clone that the attacker is left with (`curve.kept_accuracy`), whose accuracy stands beside the share.
 """
 
 import json
@@ -324,7 +324,7 @@ def _measure(record: Record) -> Measurement | None:
         return None
     return Measurement(
         agreement=stolen.agreement,
-        clone_accuracy=stolen.clone_accuracy,
+        clone_accuracy=kept,
         defended_accuracy=paid.defended_accuracy,
         l1=paid.l1.mean,
         stolen_share=stolen_share(kept, target.accuracy, 1 / target.num_classes),

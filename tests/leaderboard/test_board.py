@@ -216,7 +216,8 @@ def test_a_detector_is_judged_by_the_clone_from_before_it_refused(make_suite, ma
     reached = {name: UNDEFENDED[name] for name in ("dfme", "maze")}
     table = only(make_board(suite, map(met, runs), make_baseline(suite, reached)))
     (score, *_) = row(table, "label_only").scores
-    assert score.clone_accuracy.mean == pytest.approx(0.1)
+    assert score.clone_accuracy.mean == pytest.approx(kept)
+    assert score.agreement.mean == pytest.approx(0.1)
     assert score.sigma.mean == pytest.approx(stolen_share(kept, 0.987, table.floor))
 
 

@@ -39,7 +39,7 @@ def test_an_attacker_who_is_refused_keeps_the_clone_from_before(caught, refused,
     assert kept_accuracy(record) == kept
     (cell,) = cells([record])
     assert cell.stolen_share.mean == stolen_share(kept, 0.987, 0.1)
-    assert cell.clone_accuracy.mean == 0.1
+    assert (cell.clone_accuracy.mean, cell.agreement.mean) == (kept, 0.1)
 
 
 def test_one_early_refusal_hides_nothing(caught):
