@@ -1,6 +1,6 @@
 """Scores and runs, made readable: the defense-by-attack table in four formats, and the report of one run.
 
-Every format of the table is made from the rows of `scoring.score_rows`, so that they cannot disagree: JSON
+Every format of the table is made from the rows of `score_rows`, so that they cannot disagree: JSON
 and CSV are these rows, one a cell and numbers unrounded; the terminal and Markdown show their pivot.
 """
 
@@ -19,7 +19,8 @@ from rich.text import Text
 
 from .curve import before_refusal
 from .record import CurvePoint, Distance, Record
-from .scoring import ScoreRow, frame, spec_text
+from .score_rows import ScoreRow, frame
+from .scoring import spec_text
 from .texts import MISSING, SIGMA, escape_markdown, visible
 
 _READING = (

@@ -17,15 +17,12 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, product
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeVar
 
 from ..components import format_spec, links_of
 from .curve import kept_accuracy
 from .record import ComponentInfo, Record, SpecInfo
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 METRICS = ("agreement", "clone_accuracy", "defended_accuracy", "l1", "stolen_share")
 """What is averaged over seeds. All but ``l1`` (0 to 2) are shares."""
@@ -158,42 +155,6 @@ class Cell:
         return self.protocol, self.target, self.budget
 
 
-class ScoreRow(NamedTuple):
-    """A defense under an attack, as reports and frames have it; NaN where nothing was measured."""
-
-    protocol: str
-    target: str
-    budget: int
-    defense: str
-    attack: str
-    n: int = 0
-    """Runs; 0 where the cell is missing."""
-    agreement: float = math.nan
-    agreement_interval: float = math.nan
-    """Half of the 95 % interval, as are the others."""
-    clone_accuracy: float = math.nan
-    clone_accuracy_interval: float = math.nan
-    defended_accuracy: float = math.nan
-    defended_accuracy_interval: float = math.nan
-    l1: float = math.nan
-    l1_interval: float = math.nan
-    stolen_share: float = math.nan
-    stolen_share_interval: float = math.nan
-    target_accuracy: float = math.nan
-    targets: str = ""
-    ranked: bool = False
-    worst_case: bool = False
-    complete: bool = False
-    """Whether the defense was run against every ranked attack of its table."""
-    note: str = "not run"
-    flags: str = ""
-
-    @property
-    def table(self) -> tuple[str, str, int]:
-        """Which table it belongs to."""
-        return self.protocol, self.target, self.budget
-
-
 def stolen_share(clone_accuracy: float, target_accuracy: float, floor: float) -> float:
     """How much of what the target knows beyond the floor the clone knows: 0 is nothing, 1 is all of it.
 
@@ -268,24 +229,8 @@ def worst_cases(cells: Iterable[Cell]) -> dict[tuple[str, str, int, str], Cell]:
     for cell in cells:
         if cell.ranked and cell.stolen_share is not None:
             place = (*cell.table, cell.defense)
-            worst[place] = min(worst.get(place, cell), cell, key=_by_severity)
+            worst[place] = min(worst.get(place, cell), cell, key=by_severity)
     return worst
-
-
-def score_rows(cells: Iterable[Cell]) -> list[ScoreRow]:
-    """A row for each defense and attack of each table, tables in order, missing cells too.
-
-    Every report is made from these rows. Defenses stand in the order of their worst cases, best first; incomplete ones
-    last, since a missing cell is no merit.
-    """
-    return [row for table in _tables(cells) for row in _table_rows(table)]
-
-
-def frame(rows: Iterable[ScoreRow]) -> "pd.DataFrame":
-    """The rows as one tidy frame."""
-    import pandas as pd  # not needed, and not waited for, to show the rows
-
-    return pd.DataFrame(list(rows), columns=list(ScoreRow._fields))
 
 
 def spec_text(component: ComponentInfo) -> str:
@@ -366,7 +311,7 @@ def _note(key: Condition) -> str:
     return CHANCE_FLOOR if pool else ""
 
 
-def _by_severity(cell: Cell) -> tuple[float, str]:
+def by_severity(cell: Cell) -> tuple[float, str]:
     """Sorts the worst cell first; of equal ones, the first name."""
     return -(cell.stolen_share.mean if cell.stolen_share else 0.0), cell.attack
 
@@ -458,54 +403,3 @@ def _distinct(labels: dict[K, str]) -> dict[K, str]:
         seen[label] += 1
         distinct[key] = label if seen[label] == 1 else f"{label} #{seen[label]}"
     return distinct
-
-
-# --------------------------------------------------------------------------------------------------- framing
-
-
-def _tables(cells: Iterable[Cell]) -> list[list[Cell]]:
-    tables: dict[tuple[str, str, int], list[Cell]] = defaultdict(list)
-    for cell in cells:
-        tables[cell.table].append(cell)
-    return [tables[key] for key in sorted(tables)]
-
-
-def _table_rows(table: list[Cell]) -> Iterator[ScoreRow]:
-    """The rows of one table, defenses in order of merit and attacks in order of names."""
-    present = {(cell.defense, cell.attack): cell for cell in table}
-    attacks = sorted({cell.attack for cell in table})
-    needed = {cell.attack for cell in table if cell.ranked}
-    worst = {place[-1]: cell for place, cell in worst_cases(table).items()}
-
-    def complete(defense: str) -> bool:
-        cells = [present.get((defense, attack)) for attack in needed]
-        return all(cell is not None and cell.stolen_share is not None for cell in cells)
-
-    def merit(defense: str) -> tuple[bool, bool, float, str]:
-        known = worst.get(defense)
-        return not complete(defense), known is None, -_by_severity(known)[0] if known else 0.0, defense
-
-    for defense, attack in product(sorted({cell.defense for cell in table}, key=merit), attacks):
-        cell = present.get((defense, attack))
-        row = _score_row(cell) if cell else ScoreRow(*table[0].table, defense, attack)
-        yield row._replace(complete=complete(defense), worst_case=cell is not None and cell is worst.get(defense))
-
-
-def _score_row(cell: Cell) -> ScoreRow:
-    numbers: dict[str, Any] = {}
-    for metric in METRICS:
-        known: Estimate | None = getattr(cell, metric)
-        numbers[metric] = known.mean if known else math.nan
-        numbers[f"{metric}_interval"] = math.nan if known is None or known.half is None else known.half
-    return ScoreRow(
-        *cell.table,
-        cell.defense,
-        cell.attack,
-        cell.n,
-        **numbers,
-        target_accuracy=cell.target_accuracy,
-        targets="; ".join(cell.targets),
-        ranked=cell.ranked,
-        note=cell.note,
-        flags="; ".join(cell.flags),
-    )

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ...leaderboard.board_report import Sheets
     from ...leaderboard.figures import Format
     from ...leaderboard.record import Record
-    from ...leaderboard.scoring import Run, ScoreRow
+    from ...leaderboard.score_rows import ScoreRow
+    from ...leaderboard.scoring import Run
 
 FORMATS = ("table", "markdown", "csv", "json")
 TEXTS = ("markdown", "csv", "latex", "json")
@@ -140,7 +141,8 @@ def schema() -> None:
 
 
 def _all_scores(store: Path, target: str | None, budget: int | None, protocol: str | None) -> list["ScoreRow"]:
-    from ...leaderboard.scoring import cells_of, score_rows
+    from ...leaderboard.score_rows import score_rows
+    from ...leaderboard.scoring import cells_of
     from ...leaderboard.store import Store
 
     _check_folder(store)

@@ -14,7 +14,8 @@ from msbench.leaderboard.report import (
     to_rich,
     verdict,
 )
-from msbench.leaderboard.scoring import cells, score_rows
+from msbench.leaderboard.score_rows import score_rows
+from msbench.leaderboard.scoring import cells
 from rich.console import Console
 
 

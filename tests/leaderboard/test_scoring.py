@@ -4,6 +4,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msbench.leaderboard.score_rows import frame, score_rows
 from msbench.leaderboard.scoring import (
     CHANCE_FLOOR,
     OWN_DATA,
@@ -11,8 +12,6 @@ from msbench.leaderboard.scoring import (
     Estimate,
     cells,
     estimate,
-    frame,
-    score_rows,
     spec_text,
     stolen_share,
     worst_cases,
