@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from .curve import kept_accuracy
 from .pages import Machines, Records, Runs, Section, absent, interval, table
 from .record import Paid, Record
 from .scoring import CHANCE_FLOOR, Cell, estimate
@@ -69,7 +70,8 @@ def _attack_numbers(records: Records, machines: Machines) -> dict[str, Callable[
         return interval(score.clone_accuracy) if score else absent(row.runs, records)
 
     def lowest(row: AttackRow) -> str:
-        reached = [record.stolen.clone_accuracy for record in row.runs.done(records) if record.stolen]
+        kept = map(kept_accuracy, row.runs.done(records))
+        reached = [accuracy for accuracy in kept if accuracy is not None]
         return f"{100 * min(reached):.1f}" if reached else MISSING
 
     def agreement(row: AttackRow) -> str:
