@@ -31,7 +31,7 @@ from .board import (
     worst_share,
 )
 from .board_attacks import JUDGED_OVER
-from .report import Grid, markdown_section, plus_minus, rich_table
+from .report import Grid, markdown_section, plus_minus, rich_table, text_section
 from .scoring import RANK, Estimate
 from .texts import FLAGGED, MISSING, SIGMA, escape_latex, escape_markdown, marked, visible
 
@@ -417,6 +417,14 @@ def to_rich(laid: Sheets) -> RenderableType:
     parts = [part for grid in grids(laid) for part in (rich_table(grid), Text())]
     results = [Text(f"- {visible(line)}") for line in _attack_results(laid.board)]
     return Group(*head, *parts, *([Text(_SUBMITTED, style="bold"), *results] if results else []))
+
+
+def to_text(laid: Sheets) -> str:
+    """The board as plain text, for a file or a pipe."""
+    head = "".join(f"{visible(line)}\n" for line in heading(laid))
+    results = "".join(f"- {visible(line)}\n" for line in _attack_results(laid.board))
+    submitted = [f"{_SUBMITTED}\n{results}"] if results else []
+    return "\n".join([head, *map(text_section, grids(laid)), *submitted])
 
 
 def to_markdown(laid: Sheets) -> str:

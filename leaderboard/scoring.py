@@ -78,18 +78,6 @@ class Measurement(NamedTuple):
     """What agrees to the last digit only for one clone behind one defense, its attack and seed given."""
 
 
-class Run(NamedTuple):
-    """What scores need of a finished run's record."""
-
-    run_id: str
-    created_utc: str
-    spec: str
-    """As JSON, the seeds of attack and defense being 0."""
-    seed: int
-    """The attack's."""
-    measurement: Measurement
-
-
 class Part(NamedTuple):
     """A component, hashable: its parameters are canonical JSON text."""
 
@@ -115,6 +103,19 @@ class Condition(NamedTuple):
     budget: int
     defense: Part
     column: Column
+
+
+class Run(NamedTuple):
+    """What scores need of a finished run's record."""
+
+    run_id: str
+    created_utc: str
+    condition: Condition
+    target: Part
+    """The copy that was attacked, which the condition does not tell."""
+    seed: int
+    """The attack's."""
+    measurement: Measurement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +247,9 @@ def run_of(record: Record) -> Run | None:
     measurement = _measure(record)
     if measurement is None:
         return None
-    spec = record.spec.model_copy(update={"seed": 0, "defense_seed": 0}).model_dump_json()
-    return Run(record.run_id, record.timing.created_utc, spec, record.spec.seed, measurement)
+    spec = record.spec
+    condition = _condition(spec.without_seeds().model_dump_json())
+    return Run(record.run_id, record.timing.created_utc, condition, _part(spec.target), spec.seed, measurement)
 
 
 def _measured(runs: Iterable[Run]) -> Iterator[tuple[Condition, Measurement]]:
@@ -258,9 +260,8 @@ def _measured(runs: Iterable[Run]) -> Iterator[tuple[Condition, Measurement]]:
     newest: dict[str, Run] = {}
     for run in runs:
         newest[run.run_id] = max(newest.get(run.run_id, run), run)
-    distinct = {(run.spec, run.seed, run.measurement.digits): run for run in newest.values()}
-    conditions = {spec: _condition(spec) for spec in {run.spec for run in distinct.values()}}  # few of many
-    return ((conditions[run.spec], run.measurement) for run in distinct.values())
+    distinct = {(run.condition, run.target, run.seed, run.measurement.digits): run for run in newest.values()}
+    return ((run.condition, run.measurement) for run in distinct.values())
 
 
 def _measure(record: Record) -> Measurement | None:
@@ -329,8 +330,10 @@ def _t_quantile(freedom: int) -> float:
 # -------------------------------------------------------------------------------------------------- labeling
 
 
+@cache
 def _condition(text: str) -> Condition:
-    spec = SpecInfo.model_validate_json(text).without_seeds()
+    """The condition of a spec without seeds. It comes as text, so that a cell's runs have it worked out once."""
+    spec = SpecInfo.model_validate_json(text)
     setting = {"clone": spec.clone, "pool": spec.pool, "precision": spec.precision}
     column = Column(_part(spec.attack), _part(spec.recovery), Part("", "", _canonical(setting)))
     return Condition(spec.protocol, _part(spec.target), spec.budget, _part(spec.defense), column)

@@ -4,7 +4,6 @@ Standard output gets the data, standard error everything else. pandas and rich a
 made, so that ``--help`` does not wait for them.
 """
 
-import io
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
@@ -189,29 +188,39 @@ def _emit(scores: list["ScoreRow"], style: str, output: Path | None) -> None:
     from ...leaderboard import report
 
     texts: dict[str, Callable[[list[ScoreRow]], str]] = {
+        "table": report.to_text,
         "markdown": report.to_markdown,
         "csv": report.to_csv,
         "json": report.to_json,
     }
-    if style == "table":
-        _emit_table(report.to_rich(scores), output)
-    else:
-        _emit_text(texts[style](scores), output)
+    if style == "table" and output is None and _to_terminal(lambda: report.to_rich(scores)):
+        return
+    _emit_text(texts[style](scores), output)
 
 
 def _emit_board(laid: "Sheets", style: str, output: Path | None) -> None:
     from ...leaderboard import board_report
 
     texts: dict[str, Callable[[Sheets], str]] = {
+        "table": board_report.to_text,
         "markdown": board_report.to_markdown,
         "csv": board_report.to_csv,
         "latex": board_report.to_latex,
         "json": board_report.to_json,
     }
-    if style == "table":
-        _emit_table(board_report.to_rich(laid), output)
-    else:
-        _emit_text(texts[style](laid), output)
+    if style == "table" and output is None and _to_terminal(lambda: board_report.to_rich(laid)):
+        return
+    _emit_text(texts[style](laid), output)
+
+
+def _to_terminal(table: Callable[[], "RenderableType"]) -> bool:
+    """Print a table if standard output is a terminal; it is not made for any other. Returns whether it was."""
+    from .display import stdout
+
+    console = stdout()
+    if console.is_terminal:
+        console.print(table())
+    return console.is_terminal
 
 
 def _emit_text(text: str, output: Path | None) -> None:
@@ -221,25 +230,6 @@ def _emit_text(text: str, output: Path | None) -> None:
         click.echo(text, nl=False)
     else:
         write_atomically(output, text)
-
-
-def _emit_table(table: "RenderableType", output: Path | None) -> None:
-    from .display import stdout
-
-    console = stdout()
-    if output is None and console.is_terminal:
-        console.print(table)
-    else:
-        _emit_text(_plain(table), output)
-
-
-def _plain(table: "RenderableType") -> str:
-    """A table without colors, as wide as it needs to be."""
-    from rich.console import Console
-
-    page = io.StringIO()
-    Console(file=page, width=10_000).print(table)
-    return "".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines())
 
 
 def _write_figures(laid: "Sheets", style: str, folder: Path) -> None:

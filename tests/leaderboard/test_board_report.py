@@ -18,6 +18,7 @@ from msbench.leaderboard.board_report import (
     to_latex,
     to_markdown,
     to_rich,
+    to_text,
 )
 from msbench.leaderboard.texts import FLAGGED, MISSING, SIGMA, escape_latex, escape_markdown
 from rich.console import Console
@@ -150,12 +151,13 @@ def test_attacks_agree_with_json(laid):
         assert row["gate"] == (exact["gate"] or MISSING)
 
 
-def test_terminal_and_latex_show_the_same_grids(laid):
-    terminal, latex = printed(to_rich(laid)), to_latex(laid)
+def test_terminal_text_and_latex_show_the_same_grids(laid):
+    terminal, plain, latex = printed(to_rich(laid)), to_text(laid), to_latex(laid)
     assert latex.count(r"\toprule") == len(list(grids(laid)))
     for grid in grids(laid):
         for row, worst in zip(grid.rows, grid.worst, strict=True):
-            assert any(all(text in line for text in row) for line in terminal.splitlines())
+            for shown in (terminal, plain):
+                assert any(all(text in line for text in row) for line in shown.splitlines())
             texts = [escape_latex(text) for text in row]
             for i in worst:
                 texts[i] = rf"\textbf{{{texts[i]}}}"
@@ -311,7 +313,7 @@ def test_a_board_without_runs_is_shown_as_missing(make_suite):
     laid = sheets(make_board(make_suite(), [], None))
     assert (laid.cells.n == 0).all()
     assert "Missing, of 3 seeds: none under dfme (0), maze (0)" in to_markdown(laid)
-    assert printed(to_rich(laid))
+    assert printed(to_rich(laid)) and to_text(laid)
     assert to_latex(laid)
     json.loads(to_json(laid))
 
@@ -326,7 +328,7 @@ def test_what_no_record_knows_is_missing(make_suite, make_runs):
     (row, *_), *_ = parsed(to_markdown(laid)).values()
     assert (row[f"worst case {SIGMA}"], row["shifted drop"]) == (MISSING, MISSING)
     assert "costs on the shifted copy were not measured" in row.values()
-    assert printed(to_rich(laid))
+    assert printed(to_rich(laid)) and to_text(laid)
     assert to_latex(laid)
 
 
@@ -346,13 +348,14 @@ def test_what_submitted_attacks_do_is_in_every_text(laid, board):
     storm = replace(factory.SUBMITTED[1], results=(lowered, "storm steals 0.1 of \x1b[31m"))
     entered = replace(laid, board=replace(board, submitted=(factory.SUBMITTED[0], storm)))
     title = "Submitted attacks: no columns yet, but this is what they do to published scores"
-    terminal, markdown = printed(to_rich(entered)), to_markdown(entered)
-    assert f"{title}\n- {lowered}\n- storm steals 0.1 of \\x1b[31m" in terminal
+    markdown = to_markdown(entered)
+    for shown in (printed(to_rich(entered)), to_text(entered)):
+        assert shown.endswith(f"\n\n{title}\n- {lowered}\n- storm steals 0.1 of \\x1b[31m\n")
     section = f"### {title}\n\n- {escape_markdown(lowered)}\n- {escape_markdown(storm.results[1])}\n"
     assert markdown.endswith(section) and r"a\|b" in section
     data = json.loads(to_json(entered))["submitted"]
     assert [(each["kind"], each["results"]) for each in data] == [("defense", []), ("attack", list(storm.results))]
-    assert "Submitted attacks" not in printed(to_rich(laid)) + to_markdown(laid)
+    assert "Submitted attacks" not in printed(to_rich(laid)) + to_text(laid) + to_markdown(laid)
     assert json.loads(to_json(laid))["submitted"] == []
 
 
@@ -374,8 +377,10 @@ def test_names_mean_themselves_in_markdown(laid):
     assert any(row["setting"] == ODD for rows in parsed(text).values() for row in rows if "setting" in row)
 
 
-def test_names_are_no_markup_in_the_terminal(make_suite, make_entry):
-    board = make_board(make_suite([make_entry("[bold]x[/bold]")]), [], None)
-    assert "[bold]x[/bold]" in printed(to_rich(sheets(board)))
-    board = make_board(make_suite([make_entry("x\x1b]0;pwned\x07y")]), [], None)
-    assert "\\x1b]0;pwned\\x07y" in printed(to_rich(sheets(board)))
+@pytest.mark.parametrize(
+    ("name", "seen"), [("[bold]x[/bold]", "[bold]x[/bold]"), ("x\x1b]0;pwned\x07y", "\\x1b]0;pwned\\x07y")]
+)
+def test_names_mean_themselves_in_the_terminal_and_in_files(make_suite, make_entry, name, seen):
+    laid = sheets(make_board(make_suite([make_entry(name)]), [], None))
+    for shown in (printed(to_rich(laid)), to_text(laid)):
+        assert seen in shown and "\x1b" not in shown

@@ -12,10 +12,12 @@ from msbench.leaderboard.report import (
     to_json,
     to_markdown,
     to_rich,
+    to_text,
     verdict,
 )
 from msbench.leaderboard.score_rows import score_rows
 from msbench.leaderboard.scoring import cells
+from rich.cells import cell_len
 from rich.console import Console
 
 
@@ -59,6 +61,13 @@ def test_table_says_what_was_measured(scores):
     assert grid.notes[-1] == "Flag: looks odd (maze against topk:k=3)"
 
 
+def test_of_many_flagged_cells_a_few_are_named_and_the_rest_counted(make_record):
+    records = [make_record(spec__defense=f"topk:k={k}", flags=["looks odd"]) for k in range(1, 8)]
+    (grid,) = grids(score_rows(cells(records)))
+    named = ", ".join(f"dualstudent against topk:k={k}" for k in range(1, 6))
+    assert grid.notes[-1] == f"Flag: looks odd ({named} and 2 more)"
+
+
 def test_paid_side_is_the_worst_of_the_row(make_record):
     first = make_record(paid__defended_accuracy=0.9)
     second = make_record(spec__attack="dfme", paid__l1={"mean": 0.4, "p95": 1.0, "max": 2.0})
@@ -83,10 +92,9 @@ def test_unranked_columns_are_marked(make_record):
 
 def test_all_formats_show_the_same_cells(scores):
     (grid,) = grids(scores)
-    terminal, markdown = printed(to_rich(scores), width=200), to_markdown(scores)
-    for text in (cell for row in grid.rows for cell in row):
-        assert text in terminal
-        assert text in markdown
+    for shown in (printed(to_rich(scores), width=200), to_text(scores), to_markdown(scores)):
+        assert all(text in shown for row in grid.rows for text in row)
+        assert all(note in " ".join(shown.split()) for note in grid.notes)
     from_csv = list(csv.DictReader(io.StringIO(to_csv(scores))))
     from_json = json.loads(to_json(scores))
     assert len(from_csv) == len(from_json) == len(scores)
@@ -105,6 +113,23 @@ def test_json_has_null_where_there_is_nothing(scores):
     assert not any(isinstance(value, float) and math.isnan(value) for value in missing.values())
 
 
+@pytest.mark.parametrize("odd", ["a" * 90, "防御", "e\u0301a"], ids=["long", "wide", "combining"])
+def test_columns_of_plain_text_are_aligned(make_record, odd):
+    records = [make_record(spec__defense=defense) for defense in ("topk:k=3", odd)]
+    title, blank, *table, end, _, _, _ = to_text(score_rows(cells(records))).splitlines()
+    assert title.startswith("digits/lenet5")
+    assert (blank, end) == ("", "")
+    assert len(table) == 4  # the heading, the rule, two rows
+    assert {cell_len(line) for line in table} == {cell_len(table[0])}
+    assert [line.split("  ")[0] for line in table[2:]] == sorted([odd, "topk:k=3"])
+
+
+def test_tables_of_plain_text_stand_apart(make_record):
+    one, other = to_text(score_rows(cells([make_record(), make_record(spec__budget=9)]))).split("\n\ndigits/lenet5 ")
+    assert one.startswith("digits/lenet5 · 9 queries")
+    assert other.startswith("· 60,000 queries")
+
+
 def test_markdown_survives_pipes_in_names(make_record):
     text = to_markdown(score_rows(cells([make_record(spec__defense="a|b")])))
     assert r"| a\|b |" in text
@@ -112,7 +137,7 @@ def test_markdown_survives_pipes_in_names(make_record):
 
 def test_empty_frame_makes_empty_reports():
     empty = score_rows([])
-    assert (to_markdown(empty), json.loads(to_json(empty))) == ("", [])
+    assert (to_text(empty), to_markdown(empty), json.loads(to_json(empty))) == ("", "", [])
     assert to_csv(empty).startswith("protocol,target,budget,defense")
     assert not printed(to_rich(empty)).strip()
 
@@ -161,4 +186,13 @@ def test_unfinished_run_is_reported_without_scores(make_record, status):
 def test_names_are_no_markup(make_record):
     record = make_record(spec__attack="[bold]x[/bold]")
     assert "[bold]x[/bold]" in printed(report_run(record))
-    assert "[bold]x[/bold]" in printed(to_rich(score_rows(cells([record]))), width=200)
+    scores = score_rows(cells([record]))
+    assert "[bold]x[/bold]" in printed(to_rich(scores), width=200)
+    assert "[bold]x[/bold]" in to_text(scores)
+
+
+def test_no_name_commands_a_terminal(make_record):
+    scores = score_rows(cells([make_record(spec__defense="\x1b]0;pwned\x07y")]))
+    for shown in (printed(to_rich(scores), width=200), to_text(scores)):
+        assert "\\x1b]0;pwned\\x07y" in shown
+        assert "\x1b" not in shown
