@@ -19,7 +19,7 @@ from .options import store_option
 from .values import parse_budget
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console
 
     from ...leaderboard.board import Board
     from ...leaderboard.board_report import Sheets
@@ -193,9 +193,10 @@ def _emit(scores: list["ScoreRow"], style: str, output: Path | None) -> None:
         "csv": report.to_csv,
         "json": report.to_json,
     }
-    if style == "table" and output is None and _to_terminal(lambda: report.to_rich(scores)):
-        return
-    _emit_text(texts[style](scores), output)
+    if console := _terminal(style, output):
+        console.print(report.to_rich(scores))
+    else:
+        _emit_text(texts[style](scores), output)
 
 
 def _emit_board(laid: "Sheets", style: str, output: Path | None) -> None:
@@ -208,19 +209,18 @@ def _emit_board(laid: "Sheets", style: str, output: Path | None) -> None:
         "latex": board_report.to_latex,
         "json": board_report.to_json,
     }
-    if style == "table" and output is None and _to_terminal(lambda: board_report.to_rich(laid)):
-        return
-    _emit_text(texts[style](laid), output)
+    if console := _terminal(style, output):
+        console.print(board_report.to_rich(laid))
+    else:
+        _emit_text(texts[style](laid), output)
 
 
-def _to_terminal(table: Callable[[], "RenderableType"]) -> bool:
-    """Print a table if standard output is a terminal; it is not made for any other. Returns whether it was."""
+def _terminal(style: str, output: Path | None) -> "Console | None":
+    """Where a table is shown in color and as wide as the screen; None for what goes to a file or a pipe."""
     from .display import stdout
 
     console = stdout()
-    if console.is_terminal:
-        console.print(table())
-    return console.is_terminal
+    return console if style == "table" and output is None and console.is_terminal else None
 
 
 def _emit_text(text: str, output: Path | None) -> None:

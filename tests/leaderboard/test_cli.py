@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -57,6 +58,16 @@ def test_show_writes_a_file(call, store, tmp_path):
         assert output.read_text(encoding="utf-8") == call(*options).stdout
     lines = csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text()))
     assert {line["attack"] for line in lines} == {"dfme", "dualstudent"}
+
+
+def test_a_terminal_gets_tables_in_its_width_and_other_formats_as_they_are(call, store):
+    screen = {"FORCE_COLOR": "1", "COLUMNS": "40"}  # what rich takes for a terminal
+    plain, narrow = call("show", "--store", store.root), call("show", "--store", store.root, env=screen)
+    assert "\x1b[1m" in narrow.stdout and "\x1b" not in plain.stdout
+    assert max(map(len, re.sub("\x1b[^m]*m", "", narrow.stdout).splitlines())) == 40
+    assert max(map(len, plain.stdout.splitlines())) > 40
+    written = call("show", "--store", store.root, "--format", "markdown", env=screen)
+    assert "\x1b" not in written.stdout
 
 
 @pytest.mark.filterwarnings("default")

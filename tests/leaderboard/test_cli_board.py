@@ -24,13 +24,15 @@ def call(tmp_path, make_suite, make_runs, make_baseline, make_entry, monkeypatch
     return lambda *args: CliRunner().invoke(cli, ["leaderboard", *map(str, args)])
 
 
-def test_the_board_of_a_suite_is_shown(call):
+def test_the_board_of_a_suite_is_shown(call, monkeypatch):
     result = call("show", "--suite", "tiny")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "Suite tiny · protocol 2026.1 · 45 of 45 runs" in result.stdout
     assert "Deterministic output defenses · drop ≤ 1 points, L1 ≤ 0.5" in result.stdout
     (placed,) = [line.split() for line in result.stdout.splitlines() if line.split()[:2] == ["topk:k=5", "1"]]
     assert placed[2:5] == ["0.46", "±", "0.03"]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    assert "\x1b[1m" in call("show", "--suite", "tiny").stdout
 
 
 def test_another_tier(call):
