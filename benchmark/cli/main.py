@@ -4,6 +4,8 @@ Nothing here imports torch, pandas, pydantic or rich, so that ``msbench --help``
 module is imported when the command is called, and imports what is heavy inside its functions.
 """
 
+import io
+import sys
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -165,4 +167,6 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """The console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is escaped, as on stderr, and ends no run
+        sys.stdout.reconfigure(errors="backslashreplace")
     cli.main(prog_name="msbench")

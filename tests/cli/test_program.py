@@ -35,7 +35,16 @@ class Logits(Defense):
 
 def program(*args, **env):
     """Run it to its end."""
-    return subprocess.run([*PROGRAM, *args], capture_output=True, text=True, env=os.environ | env, timeout=100)
+    encoding = env.get("PYTHONIOENCODING", "utf-8")
+    return subprocess.run([*PROGRAM, *args], capture_output=True, encoding=encoding, env=os.environ | env, timeout=100)
+
+
+def test_signs_that_an_encoding_lacks_are_escaped_and_no_error(tmp_path):
+    small = ["run", "--attack", "random_noise", "--budget", "300", "--store", str(tmp_path)]
+    for arguments in (small, ["leaderboard", "show", "--store", str(tmp_path)]):
+        done = program(*arguments, PYTHONIOENCODING="latin-1")
+        assert (done.returncode, "Error" in done.stderr) == (0, False)
+        assert r"\u03" in done.stdout  # an epsilon in the one, a sigma in the other
 
 
 def test_a_target_is_trained_once(call, monkeypatch, tmp_path):
