@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .base import RecoveryTraits
 from .belief import Believing
@@ -20,14 +21,22 @@ class Refusals(Believing):
     taken for a refusal, which tells as little.
 
     The clone is the attack's own, taken anew ``refreshes`` times in a run, so that what is taught is a little behind
-    what is believed.
+    what is believed. Where answers are labels, so is what stands for those that were refused, and attacks keep the
+    settings that they have for labels.
 
     A countermeasure of msbench's own.
     """
 
     traits: ClassVar[RecoveryTraits] = RecoveryTraits(restores="queries that a detector refuses", knows=("clone",))
 
+    @property
+    def labels_only(self) -> bool:
+        """As without this recovery: what was answered stays as it is."""
+        return self.victim.labels_only
+
     def complete(self, released: Tensor, images: Tensor, belief: Tensor) -> Tensor:
         """``belief`` (N, K) where ``released`` (N, K) says nothing."""
         refused = (released == released[:, :1]).all(dim=1, keepdim=True)
+        if self.labels_only:
+            belief = F.one_hot(belief.argmax(dim=1), self.num_classes).float()
         return torch.where(refused, belief, released)

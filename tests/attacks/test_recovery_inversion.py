@@ -14,6 +14,7 @@ from msbench.defenses.rebuilt import Rebuilt, withheld
 from msbench.errors import BudgetExceeded
 from msbench.targets.blackbox import BlackBox
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CPU = torch.device("cpu")
 
@@ -98,6 +99,7 @@ def scene(
     sharpness: float = 12.0,
     budget: int = 100_000,
     clone: Callable[[], nn.Module] | None = None,
+    labels_only: bool = False,
 ) -> Scene:
     deployed = built(defense, classes)
 
@@ -105,7 +107,7 @@ def scene(
         made.asked.append(images)
         return cast(Tensor, deployed.release(made.clean(images), images))
 
-    victim = BlackBox(answer, budget=budget, num_classes=classes, image_shape=(1, 1, classes))
+    victim = BlackBox(answer, budget=budget, num_classes=classes, image_shape=(1, 1, classes), labels_only=labels_only)
     recovery = cast(Recovery, load("recovery", spec)).wrap(victim)
     made = Scene(recovery, victim, deployed, sharpness)
     recovery.prepare(
@@ -386,6 +388,16 @@ def test_what_was_refused_is_what_the_clone_believes_and_all_else_stays(classes:
     answers, asked = on.recovery.query(images(40, classes)), images(40, classes)
     assert torch.equal(answers[~refused], on.clean(asked)[~refused])
     torch.testing.assert_close(answers[refused], (3 * asked.flatten(1)).softmax(dim=1)[refused])
+
+
+def test_where_answers_are_labels_so_is_what_stands_for_a_refusal() -> None:
+    on = scene("refusals", "label_only", clone=lambda: Believer(3.0), labels_only=True)
+    release, refused, asked = on.deployed.release, torch.arange(40) % 3 == 0, images(40)
+    on.deployed.release = lambda probs, some: torch.where(refused[:, None], 1 / 6, release(probs, some))
+    assert on.recovery.labels_only
+    believed = asked.flatten(1).argmax(dim=1)
+    assert torch.equal(on.recovery.query(asked), F.one_hot(believed, 6).float())
+    assert not scene("refusals").recovery.labels_only
 
 
 def test_a_clone_is_taught_nothing_by_what_was_refused() -> None:
