@@ -215,6 +215,7 @@ def test_what_is_frozen_follows_what_the_attack_sees(defense: str, recovery: str
 @pytest.mark.usefixtures("frozen_for_labels")
 def test_labels_are_labels_however_they_come_about() -> None:
     assert attacker(defense="topk", recovery="argmax") == attacker(defense="label_only")
+    assert attacker(defense="label_only", recovery="refusals") == attacker(defense="label_only")
     assert attacker(defense="label_only") != attacker(defense="topk")
 
 
