@@ -6,6 +6,7 @@ and CSV are these rows, one a cell and numbers unrounded; the terminal, plain te
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,12 @@ _READING = (
 _NAMED = 5
 """Cells of a table that are named behind a flag; which others have it is in the rows."""
 
+_LONG = 40
+"""Signs of an attack's label that a table has room for; longer ones stand below it."""
+
+_PARAMETERS = re.compile(r":[^+ ]*| \(.*\)$")
+"""What is left out of a long label: parameters, and what is special about clone, pool and precision."""
+
 
 # ----------------------------------------------------------------------------------------- the table's pivot
 
@@ -60,6 +67,9 @@ def grids(rows: Iterable[ScoreRow]) -> Iterator[Grid]:
 
 
 def _grid(table: list[ScoreRow]) -> Grid:
+    short = _short_names(_distinct(cell.attack for cell in table))
+    legend = [f"{name}: {label}" for label, name in short.items() if name != label]
+    table = [cell._replace(attack=short[cell.attack]) for cell in table]
     present = [cell for cell in table if cell.n]
     marks = {note: "*" * (i + 1) for i, note in enumerate(_distinct(cell.note for cell in present))}
     noted = {cell.attack: marks.get(cell.note, "") for cell in present}
@@ -70,8 +80,16 @@ def _grid(table: list[ScoreRow]) -> Grid:
         header=["defense", *attacks, f"worst case {SIGMA}", "defended acc. %", "mean L1"],
         rows=[_row(cells) for cells in lines],
         worst=[tuple(i for i, cell in enumerate(cells, 1) if cell.worst_case) for cells in lines],
-        notes=[*_READING, *(f"{mark} {note}" for note, mark in marks.items()), *_remarks(present)],
+        notes=[*_READING, *(f"{mark} {note}" for note, mark in marks.items()), *legend, *_remarks(present)],
     )
+
+
+def _short_names(attacks: Iterable[str]) -> dict[str, str]:
+    """What stands in a table for each attack: its label, or, where that is long, the names in it and a number."""
+    short = {attack: attack for attack in attacks}
+    for number, attack in enumerate([attack for attack in short if len(attack) > _LONG], 1):
+        short[attack] = f"{_PARAMETERS.sub('', attack)} ({number})"
+    return short
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

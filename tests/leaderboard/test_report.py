@@ -68,6 +68,24 @@ def test_of_many_flagged_cells_a_few_are_named_and_the_rest_counted(make_record)
     assert grid.notes[-1] == f"Flag: looks odd ({named} and 2 more)"
 
 
+def test_a_long_label_of_an_attack_stands_below_the_table(make_record):
+    def run(latent, recovery):
+        attack = f"dualstudent:latent={latent},generator_kind={latent * 'x'}{'conv' * 10}"
+        return make_record(spec__attack=attack, spec__recovery=recovery, flags=["looks odd"] if latent == 9 else [])
+
+    rows = score_rows(cells([run(9, "none"), run(9, "argmax"), run(10, "none"), make_record(spec__attack="maze")]))
+    (grid,) = grids(rows)
+    names = ["dualstudent (1)", "dualstudent+argmax (2)", "dualstudent (3)", "maze"]
+    labels = [row.attack for row in rows]
+    assert grid.header[1:5] == names
+    assert [note for note in grid.notes if note.startswith("dual")] == [
+        f"{name}: {label}" for name, label in zip(names[:3], labels[:3], strict=True)
+    ]
+    assert grid.rows[0][5].endswith(f" {names[0]}")
+    assert "Flag: looks odd (dualstudent (1) against topk:k=3" in grid.notes[-1]
+    assert all(label in to_csv(rows) for label in labels)
+
+
 def test_paid_side_is_the_worst_of_the_row(make_record):
     first = make_record(paid__defended_accuracy=0.9)
     second = make_record(spec__attack="dfme", paid__l1={"mean": 0.4, "p95": 1.0, "max": 2.0})
