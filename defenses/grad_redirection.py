@@ -39,8 +39,8 @@ class GradientRedirection(Defense):
     along it, and half the budget goes to the most valuable class, from the least valuable ones upwards. Directions:
     ``all_ones``, the same for every query, so that steps add up (the authors' GRAD²); ``min_inner_product``, against
     the step under y, for each image its own; ``orthogonal``, all_ones without its part along the step under y, so
-    that the step is turned aside and the clean one neither sought nor opposed; ``watermark``, the step that teaches
-    one image of the defender's a random label.
+    that the step is turned aside and the clean one neither sought nor opposed, which between two classes leaves nothing
+    to do; ``watermark``, the step that teaches one image of the defender's a random label.
 
     Mazeika, Li and Forsyth (ICML 2022). The derivatives of all classes are one forward-mode pass for a whole batch;
     theirs come from a second backward pass, which averages over the batch: under ``min_inner_product`` their
@@ -165,6 +165,8 @@ class GradientRedirection(Defense):
     @torch.no_grad()
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
         """``probs`` (N, K) moved by at most epsilon to the highest worth."""
+        if self.direction == "orthogonal" and probs.shape[1] == 2:
+            return probs.float()  # steps of two classes lie on one line: all worths are zero, but for rounding
         worth = self.worth(images.float(), probs)
         return redirect(probs.double(), worth.double(), self.epsilon / 2).float()
 

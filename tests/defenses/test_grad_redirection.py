@@ -109,6 +109,20 @@ def test_worths_are_inner_products_with_the_direction(
         assert float(released @ worth) >= float((rivals @ worth).max()) - 1e-4
 
 
+def test_between_two_classes_nothing_is_orthogonal_to_the_clean_step(
+    context: Make, answers: Draw, images: Draw
+) -> None:
+    """All worths are zero then, but for rounding, whose sign must not decide what is released."""
+    defense = GradientRedirection(direction="orthogonal", surrogate="untrained")
+    defense.prepare(context(2))
+    probs, asked = answers(50, 2), images(50)
+    everywhere = GradientRedirection(surrogate="untrained")
+    everywhere.prepare(context(2))
+    scale = everywhere.worth(asked, probs).abs().median()
+    assert float((defense.worth(asked, probs).abs() / scale).median()) < 1e-3
+    assert torch.equal(defense.release(probs, asked), probs)
+
+
 def test_the_watermark_teaches_one_image_one_label(context: Make) -> None:
     defense = GradientRedirection(direction="watermark", surrogate="untrained")
     made = context(3)
