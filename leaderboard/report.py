@@ -1,4 +1,4 @@
-"""Scores and runs, made readable: the defense-by-attack table in four formats, and the report of one run.
+"""Scores and runs, made readable: the defense-by-attack table in five formats, and the report of one run.
 
 Every format of the table is made from the rows of `score_rows`, so that they cannot disagree: JSON
 and CSV are these rows, one a cell and numbers unrounded; the terminal, plain text and Markdown show their pivot.
@@ -73,7 +73,7 @@ def _grid(table: list[ScoreRow]) -> Grid:
     present = [cell for cell in table if cell.n]
     marks = {note: "*" * (i + 1) for i, note in enumerate(_distinct(cell.note for cell in present))}
     noted = {cell.attack: marks.get(cell.note, "") for cell in present}
-    attacks = [attack + noted[attack] for attack in _distinct(cell.attack for cell in table)]
+    attacks = [attack + noted[attack] for attack in short.values()]
     lines = [list(cells) for _, cells in groupby(table, key=lambda cell: cell.defense)]
     return Grid(
         title=_title(present),
