@@ -31,9 +31,10 @@ from .board import (
     worst_share,
 )
 from .board_attacks import JUDGED_OVER
-from .report import Grid, markdown_section, plus_minus, rich_table, text_section
+from .grid import Grid, latex_section, markdown_section, rich_section, text_section
+from .report import plus_minus
 from .scoring import RANK, Estimate
-from .texts import FLAGGED, MISSING, SIGMA, escape_latex, escape_markdown, marked, visible
+from .texts import FLAGGED, MISSING, SIGMA, escape_markdown, marked, visible
 
 TABLE = ["table", "target", "budget"]
 """What tells the tables of a board apart: their position from 1, for two of them may be of one target and budget."""
@@ -414,7 +415,7 @@ def to_rich(laid: Sheets) -> RenderableType:
     """The board for a terminal."""
     title, *rest = map(visible, heading(laid))
     head = [Text(title, style="bold"), *map(Text, rest), Text()]
-    parts = [part for grid in grids(laid) for part in (rich_table(grid), Text())]
+    parts = [part for grid in grids(laid) for part in (rich_section(grid), Text())]
     results = [Text(f"- {visible(line)}") for line in _attack_results(laid.board)]
     return Group(*head, *parts, *([Text(_SUBMITTED, style="bold"), *results] if results else []))
 
@@ -463,22 +464,4 @@ def to_json(laid: Sheets) -> str:
 
 def to_latex(laid: Sheets) -> str:
     """The rankings, cells and attacks as tables in the style of booktabs, which the document must load."""
-    return "\n".join(map(_latex_table, grids(laid)))
-
-
-def _latex_table(grid: Grid) -> str:
-    lines = [" & ".join(map(escape_latex, grid.header))]
-    for row, worst in zip(grid.rows, grid.worst, strict=True):
-        texts = map(escape_latex, row)
-        lines.append(" & ".join(rf"\textbf{{{text}}}" if i in worst else text for i, text in enumerate(texts)))
-    head, *body = (rf"{line} \\" for line in lines)
-    parts = [
-        r"\begin{table}",
-        rf"\caption{{{escape_latex(grid.title)}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(grid.header) - 1)}}}",
-        *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
-        r"\end{tabular}",
-        *(rf"\par\footnotesize {escape_latex(note)}" for note in grid.notes),
-        r"\end{table}",
-    ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(map(latex_section, grids(laid)))

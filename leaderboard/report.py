@@ -8,23 +8,20 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import groupby
-from operator import add
 from pathlib import Path
 
-from rich import box
-from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from .curve import before_refusal
+from .grid import Grid, markdown_section, rich_section, text_section
 from .record import CurvePoint, Distance, Record
 from .score_rows import ScoreRow, frame
 from .scoring import spec_text
-from .texts import MISSING, SIGMA, escape_markdown, visible
+from .texts import MISSING, SIGMA, visible
 
 _READING = (
     "Cells: agreement with the undefended target in %, mean ± half the 95 % interval over seeds "
@@ -46,18 +43,6 @@ _PARAMETERS = re.compile(r":[^+ ]*| \(.*\)$")
 
 
 # ----------------------------------------------------------------------------------------- the table's pivot
-
-
-@dataclass(frozen=True)
-class Grid:
-    """One table as text: what the terminal, plain text and Markdown all show."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    worst: list[tuple[int, ...]]
-    """For each row, the positions of its worst cases."""
-    notes: list[str]
 
 
 def grids(rows: Iterable[ScoreRow]) -> Iterator[Grid]:
@@ -150,7 +135,7 @@ def _remarks(cells: list[ScoreRow]) -> Iterator[str]:
 
 def to_rich(rows: Iterable[ScoreRow]) -> RenderableType:
     """The tables for a terminal."""
-    return Group(*(part for grid in grids(rows) for part in (rich_table(grid), Text())))
+    return Group(*(part for grid in grids(rows) for part in (rich_section(grid), Text())))
 
 
 def to_text(rows: Iterable[ScoreRow]) -> str:
@@ -173,49 +158,6 @@ def to_json(rows: Iterable[ScoreRow]) -> str:
     cells = frame(rows).astype(object)
     known = cells.where(cells.notna(), None)
     return json.dumps(known.to_dict("records"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def rich_table(grid: Grid) -> Table:
-    """A grid for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, title=Text(visible(grid.title), style="bold"), padding=0)
-    table.title_justify = table.caption_justify = "left"
-    table.caption = Text("\n".join(map(visible, grid.notes)), style="dim")
-    for i, name in enumerate(_apart(grid.header)):
-        table.add_column(Text(name.replace("+", "\n+")), justify="left" if i == 0 else "right", overflow="fold")
-    for row, worst in zip(grid.rows, grid.worst, strict=True):
-        table.add_row(*(Text(text, style="bold" if i in worst else "") for i, text in enumerate(_apart(row))))
-    return table
-
-
-def _apart(texts: Iterable[str]) -> Iterator[str]:
-    """Texts of a line with space before all but the first, which costs rich a third less time than padding them."""
-    return (visible(text) if i == 0 else f" {visible(text)}" for i, text in enumerate(texts))
-
-
-def text_section(grid: Grid) -> str:
-    """A grid as plain text: columns are aligned, and as wide as they need to be."""
-    head, *rows = ([visible(text) for text in line] for line in (grid.header, *grid.rows))
-    widths = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
-    rule = ["─" * width for width in widths]
-    table = (_aligned(line, widths) for line in (head, rule, *rows))
-    return "\n".join([visible(grid.title), "", *table, "", *map(visible, grid.notes)]) + "\n"
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    """The first to the left, the others to the right, and nothing behind the last."""
-    first, *rest = (" " * (width - cell_len(text)) for text, width in zip(line, widths, strict=True))
-    return "  ".join([line[0] + first, *map(add, rest, line[1:])]).rstrip()
-
-
-def markdown_section(grid: Grid) -> str:
-    """A grid as a section of Markdown; names in it mean themselves, whatever is in them."""
-    lines = [list(map(escape_markdown, grid.header)), ["---", *["---:"] * (len(grid.header) - 1)]]
-    for row, worst in zip(grid.rows, grid.worst, strict=True):
-        texts = map(escape_markdown, row)
-        lines.append([f"**{text}**" if i in worst else text for i, text in enumerate(texts)])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    notes = "\n".join(f"- {escape_markdown(note)}" for note in grid.notes)
-    return "\n\n".join(filter(None, (f"### {escape_markdown(grid.title)}", table, notes))) + "\n"
 
 
 # -------------------------------------------------------------------------------------------------- one run

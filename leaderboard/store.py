@@ -12,6 +12,7 @@ records take one to two seconds if used one by one, and less where several proce
 memory, the garbage collector doubles that.
 """
 
+import gc
 import json
 import os
 import re
@@ -177,7 +178,8 @@ class Store:
         if len(batches) < 2:
             yield from map(work, _readable(files))
             return
-        with ProcessPoolExecutor(min(len(batches), os.cpu_count() or 1)) as pool:
+        workers = min(len(batches), os.cpu_count() or 1)
+        with ProcessPoolExecutor(workers, initializer=gc.disable) as pool:  # records have no cycles to be collected
             yield from _good(chain.from_iterable(pool.map(partial(_worked, work), batches)))
 
 
