@@ -165,6 +165,21 @@ def test_how_much_slower_the_deployed_path_is(monkeypatch: pytest.MonkeyPatch) -
     assert measured.latency_ratio() == {"1": 4.0, "256": 4.0}
 
 
+@pytest.mark.parametrize(("after", "change"), [(52.5, 0.5), (52.5, 2.0), (152.5, 0.5), (152.5, 2.0)])
+def test_a_machine_that_changes_its_speed_changes_no_ratio(
+    monkeypatch: pytest.MonkeyPatch, after: float, change: float
+) -> None:
+    clock = [0.0]
+
+    def costs(seconds: float) -> Callable[..., None]:
+        return lambda *_: clock.__setitem__(0, clock[0] + seconds * (change if clock[0] > after else 1))
+
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
+    measured = evaluator(Slow(work=costs(3.0)), images((0, 0)))
+    measured.deployment.target.register_forward_hook(costs(1.0))
+    assert measured.latency_ratio() == {"1": 4.0, "256": 4.0}
+
+
 def test_answers_about_data_are_surer_than_those_about_other_images() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
     with torch.no_grad():
