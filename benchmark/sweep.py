@@ -4,13 +4,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..components import parse_spec
 from ..errors import UnknownName, UsageError
-from ..leaderboard.store import Store, readable, record_files, relative_path, run_named
+from ..leaderboard.record import Record
+from ..leaderboard.store import Store, record_files, relative_path, run_named
 from ..leaderboard.suites import Column, DefenseEntry, DefenseSetting, FrozenSuite, Table
 from .launchers.base import Due, reason_of, stamp_of
 from .spec import Cell
@@ -25,32 +25,55 @@ class Standing:
 
     cell: Cell
     state: State
-    stamp: int | None
+    stamp: int | None = None
+    """When the record in its place was written, by `stamp_of`; not asked if it is done."""
     seconds: float | None = None
     """What it took; None unless it is done."""
     reason: str = ""
     """Why it failed."""
 
 
+class _Seen(NamedTuple):
+    """What a sweep needs to know of a record."""
+
+    run_id: str
+    done: bool
+    seconds: float
+    reason: str
+    """Why it failed; empty unless it did."""
+
+
 def look(cells: Sequence[Cell], store: Store) -> list[Standing]:
-    """Look runs up. One that is unfinished has saved state."""
-    found: dict[str, list[Path]] = defaultdict(list)
-    for path in record_files(store.root):
-        found[run_named(path)].append(path)
+    """Look runs up, in copies elsewhere in the store as well. One that is unfinished has saved state."""
     begun = {path.stem for path in store.state_path("any").parent.glob("*.pt")}
-    return [_standing(cell, store.root, found.get(cell.run_id, []), cell.run_id in begun) for cell in cells]
+    wanted = {cell.run_id for cell in cells}
+    stamps = {path: stamp_of(path) for path in record_files(store.root) if run_named(path) in wanted}
+    found: dict[str, list[_Seen]] = {run_named(path): [] for path in stamps}
+    for seen in store.each(_seen, wanted):  # what was written since the stamps is newer
+        found.setdefault(seen.run_id, []).append(seen)
+
+    def standing(cell: Cell) -> Standing:
+        state: State = "unfinished" if cell.run_id in begun else "missing"
+        if cell.run_id not in found:
+            return Standing(cell=cell, state=state)
+        record = max(found[cell.run_id], key=lambda each: each.done, default=None)
+        if record is not None and record.done:
+            return Standing(cell=cell, state="done", seconds=record.seconds)
+        stamp = stamps.get(store.root / relative_path(cell.info))
+        if record is not None and record.reason:
+            return Standing(cell=cell, state="failed", stamp=stamp, reason=record.reason)
+        return Standing(cell=cell, state=state, stamp=stamp)
+
+    return list(map(standing, cells))
 
 
-def _standing(cell: Cell, root: Path, paths: Iterable[Path], begun: bool) -> Standing:
-    """What is known of a run from the files that are named after it: its record, and copies of it elsewhere."""
-    stamp = stamp_of(root / relative_path(cell.info))  # before it is read: what is written between is newer
-    records = [record for path in paths if (record := readable(path, cell.run_id)) is not None]
-    record = max(records, key=lambda each: each.status == "done", default=None)
-    if record is not None and record.status == "done":
-        return Standing(cell=cell, state="done", stamp=stamp, seconds=record.timing.wall)
-    if record is not None and record.status == "failed":
-        return Standing(cell=cell, state="failed", stamp=stamp, reason=reason_of(record))
-    return Standing(cell=cell, state="unfinished" if begun else "missing", stamp=stamp)
+def _seen(record: Record) -> _Seen:
+    return _Seen(
+        run_id=record.run_id,
+        done=record.status == "done",
+        seconds=record.timing.wall,
+        reason=reason_of(record) if record.status == "failed" else "",
+    )
 
 
 def due(standings: Iterable[Standing], *, retry_failed: bool) -> list[Due]:

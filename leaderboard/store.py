@@ -18,7 +18,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
@@ -165,22 +165,24 @@ class Store:
         """
         return _readable(record_files(self.root))
 
-    def each(self, work: Callable[[Record], T]) -> Iterator[T]:
+    def each(self, work: Callable[[Record], T], runs: Container[str] | None = None) -> Iterator[T]:
         """What ``work`` makes of every record, in the order of `records` and with its warnings.
 
         Where there are thousands, every core takes some of them.
 
         Args:
             work: can be pickled, as what it makes can.
+            runs: only files that are named after these are read, and one that holds another run is a warning.
         """
-        files = list(record_files(self.root))
+        files = [path for path in record_files(self.root) if runs is None or run_named(path) in runs]
         batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
+        worked = partial(_worked, work, runs is not None)
         if len(batches) < 2:
-            yield from map(work, _readable(files))
+            yield from _good(worked(files))
             return
         workers = min(len(batches), os.cpu_count() or 1)
         with ProcessPoolExecutor(workers, initializer=gc.disable) as pool:  # records have no cycles to be collected
-            yield from _good(chain.from_iterable(pool.map(partial(_worked, work), batches)))
+            yield from _good(chain.from_iterable(pool.map(worked, batches)))
 
 
 def run_named(path: Path) -> str:
@@ -212,9 +214,9 @@ def _attempt(path: Path, run_id: str | None = None) -> Record | StoreError:
     return record
 
 
-def _worked(work: Callable[[Record], T], paths: Sequence[Path]) -> list[T | StoreError]:
-    """What work makes of each record, and what is wrong with those that cannot be read."""
-    found = map(_attempt, paths)
+def _worked(work: Callable[[Record], T], as_named: bool, paths: Sequence[Path]) -> list[T | StoreError]:
+    """What work makes of each record, and what is wrong with those that cannot be read or are not what they should."""
+    found = (_attempt(path, run_named(path) if as_named else None) for path in paths)
     return [each if isinstance(each, StoreError) else work(each) for each in found]
 
 

@@ -224,6 +224,23 @@ def test_what_is_made_of_each_record_is_the_same_in_one_process_and_in_several(s
     assert ({process for _, process in found} == {os.getpid()}) == (batch == 1_000)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("batch", [1_000, 2])
+def test_of_runs_that_are_asked_for_only_their_files_are_read(store, make_record, monkeypatch, batch):
+    monkeypatch.setattr("msbench.leaderboard.store._BATCH", batch)
+    records = [make_record(spec__seed=seed) for seed in range(5)]
+    paths = list(map(store.save, records))
+    paths[0].write_text("{")
+    paths[1].write_text(paths[2].read_text())
+    wanted = {record.run_id for record in records[1:4]}
+    with pytest.warns(
+        UserWarning, match=f"holds run {records[2].run_id}, but is named after {records[1].run_id}"
+    ) as one:
+        found = list(store.each(run_and_process, wanted))
+    assert len(one) == 1
+    assert {name for name, _ in found} == {records[2].run_id, records[3].run_id}
+
+
 def test_failed_rename_leaves_the_old_record_and_no_other_file(store, make_record, monkeypatch):
     old = make_record(stolen__agreement=0.5)
     path = store.save(old)
