@@ -34,7 +34,7 @@ def listed(values: tuple[float, ...], times: int = 1) -> str:
         f"in one of {reliability.CROWD:,}",
         f"over {ECE_BINS} equal bins",
         f"a shifted copy of {reliability.SHIFTED_IMAGES:,} test images",
-        f"at batches of 1 and 256, the median of {evaluation.REPEATS}",
+        f"at batches of 1 and 256: the quickest of {evaluation.REPEATS}",
         f"{reliability.PROBES} test images and {reliability.PROBES} of uniform noise",
         f"is more than {reliability.MATERIAL} and {IN_WORDS[int(reliability.ROUNDING)]} times what rounding does",
         f"differ on average by more than {reliability.MATERIAL} and",
