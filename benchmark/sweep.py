@@ -26,7 +26,7 @@ class Standing:
     cell: Cell
     state: State
     stamp: int | None = None
-    """When the record in its place was written, by `stamp_of`; not asked if it is done."""
+    """When the record in its place was written, by `stamp_of`; asked only if it failed."""
     seconds: float | None = None
     """What it took; None unless it is done."""
     reason: str = ""
@@ -48,21 +48,18 @@ def look(cells: Sequence[Cell], store: Store) -> list[Standing]:
     begun = {path.stem for path in store.state_path("any").parent.glob("*.pt")}
     wanted = {cell.run_id for cell in cells}
     stamps = {path: stamp_of(path) for path in record_files(store.root) if run_named(path) in wanted}
-    found: dict[str, list[_Seen]] = {run_named(path): [] for path in stamps}
+    found: dict[str, list[_Seen]] = defaultdict(list)
     for seen in store.each(_seen, wanted):  # what was written since the stamps is newer
-        found.setdefault(seen.run_id, []).append(seen)
+        found[seen.run_id].append(seen)
 
     def standing(cell: Cell) -> Standing:
-        state: State = "unfinished" if cell.run_id in begun else "missing"
-        if cell.run_id not in found:
-            return Standing(cell=cell, state=state)
         record = max(found[cell.run_id], key=lambda each: each.done, default=None)
         if record is not None and record.done:
             return Standing(cell=cell, state="done", seconds=record.seconds)
-        stamp = stamps.get(store.root / relative_path(cell.info))
         if record is not None and record.reason:
+            stamp = stamps.get(store.root / relative_path(cell.info))
             return Standing(cell=cell, state="failed", stamp=stamp, reason=record.reason)
-        return Standing(cell=cell, state=state, stamp=stamp)
+        return Standing(cell=cell, state="unfinished" if cell.run_id in begun else "missing")
 
     return list(map(standing, cells))
 

@@ -23,7 +23,7 @@ _BETWEEN = "  "
 _PIECES = re.compile(r"[+ ]?[^+ ,:]*[,:]*")
 """What a text is folded into: words, the terms of a sum and parameters."""
 _NAME, _NUMBER = 24, 12
-"""Names have a third of the screen, other columns what is left, but no less than this."""
+"""Names have a third of the screen, other columns what is left, but no less; narrower screens cut lines off."""
 
 
 @dataclass(frozen=True)

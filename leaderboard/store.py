@@ -147,7 +147,7 @@ class Store:
         What stands in its place but is another run's is a warning, and no record of this one.
         """
         path = self.root / relative_path(spec)
-        return readable(path, run_named(path)) if path.exists() else None
+        return next(_readable([path], run_named(path)), None) if path.exists() else None
 
     def find(self, run_id: str) -> Record | None:
         """The record of a run, or None. Walks the folder, but reads only files named after the run.
@@ -188,11 +188,6 @@ class Store:
 def run_named(path: Path) -> str:
     """The run that a record's file is named after."""
     return path.stem.rpartition("-")[2]
-
-
-def readable(path: Path, run_id: str) -> Record | None:
-    """The record of a run in a file, or None, with a warning, for one that cannot be read or is another run's."""
-    return next(_readable([path], run_id), None)
 
 
 def _precedence(record: Record) -> tuple[bool, str]:
