@@ -174,8 +174,8 @@ class GradientRedirection(Defense):
         """The derivative of every log p_k along the direction, (N, K), for images and the target's answers (N, K)."""
         weights = dict(self.network.named_parameters())
         if self.direction in ("all_ones", "watermark"):
-            with _duals.dual_level(), _FirstConvolution():
-                moving = {name: _duals.make_dual(weight, self.towards[name]) for name, weight in weights.items()}
+            with _duals.dual_level(), _Shortcuts(alike=self.direction == "all_ones"):
+                moving = {name: _dual(weight, self.towards[name]) for name, weight in weights.items()}
                 shared: Tensor = _duals.unpack_dual(self._logs(images)(moving)).tangent
             return shared
 
@@ -190,22 +190,64 @@ class GradientRedirection(Defense):
         return each
 
 
-class _FirstConvolution(TorchFunctionMode):
-    """The derivative of a convolution of images that stay as they are, along a change of its weights.
+class _Shortcuts(TorchFunctionMode):
+    """Derivatives of convolutions and of max-pooling along a change of the weights, with less work than torch takes.
 
-    Torch adds the convolution of the images' own change, which is zeros and takes as long. Forward passes are all that
-    an answer costs, so that a quarter of it is saved on small networks; the numbers are the same, bit for bit.
+    - Torch convolves the change of the first convolution's images too, which is zeros and takes as long.
+    - Along all-ones every output channel of a convolution changes alike by its weights: one is computed.
+    - Torch picks a pooled change from each channel by itself, which is slow where channels lie side by side.
+
+    Forward passes are all that an answer costs, so that a quarter of it is saved on small networks. The numbers are the
+    same, but for rounding where one channel stands for all.
+
+    Args:
+        alike: whether the change is the same for all output channels.
     """
 
+    def __init__(self, *, alike: bool) -> None:
+        super().__init__()
+        self.alike = alike
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.conv2d or kwargs or len(args) < 3:
-            return func(*args, **(kwargs or {}))
-        images, weight, bias, *geometry = args
-        value, slope = _duals.unpack_dual(weight)
-        if _duals.unpack_dual(images).tangent is not None or slope is None:
-            return func(*args)
-        start, drift = (None, None) if bias is None else _duals.unpack_dual(bias)
-        return _duals.make_dual(func(images, value, start, *geometry), func(images, slope, drift, *geometry))
+        kwargs = kwargs or {}
+        if func is F.conv2d and len(args) >= 3 and not kwargs:
+            return self._convolved(*args)
+        if func is F.max_pool2d and not kwargs.get("return_indices"):
+            return self._pooled(*args, **kwargs | {"return_indices": True})
+        return func(*args, **kwargs)
+
+    def _convolved(self, images: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+        value, drift = _duals.unpack_dual(images)
+        kernel, slope = _duals.unpack_dual(weight)
+        if slope is None:
+            return F.conv2d(images, weight, bias, *geometry)
+        start, lift = (None, None) if bias is None else _duals.unpack_dual(bias)
+        moved = F.conv2d(value, kernel, start, *geometry)
+        if drift is None:
+            return _dual(moved, F.conv2d(value, slope, lift, *geometry))
+        if self.alike and slope.shape[1] == value.shape[1]:  # one group of channels
+            slope, lift = slope[:1], None if lift is None else lift[:1]
+        return _dual(moved, F.conv2d(drift, kernel, None, *geometry).add_(F.conv2d(value, slope, lift, *geometry)))
+
+    def _pooled(self, images: Tensor, *geometry: Any, **options: Any) -> Tensor:
+        value, drift = _duals.unpack_dual(images)
+        pooled: Tensor
+        pooled, places = F.max_pool2d(value, *geometry, **options)
+        if drift is None:
+            return pooled
+        count, channels, height, width = places.shape
+        picked = _channels_last(drift).gather(1, _channels_last(places))
+        return _dual(pooled, picked.view(count, height, width, channels).permute(0, 3, 1, 2))
+
+
+def _dual(value: Tensor, change: Tensor) -> Tensor:
+    made: Tensor = _duals.make_dual(value, change)
+    return made
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    """Maps (N, C, H, W) as (N, H·W, C)."""
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _inner(a: Weights, b: Weights) -> Tensor:

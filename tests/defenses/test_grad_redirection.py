@@ -135,32 +135,43 @@ def test_the_watermark_teaches_one_image_one_label(context: Make) -> None:
 
 
 class Convolutions(TorchDispatchMode):
-    """Counts them."""
+    """Notes how many channels each of them makes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.channels: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten.convolution.default
+        if func is torch.ops.aten.convolution.default:
+            self.channels.append(len(args[1]))
         return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("bias", [True, False])
-def test_no_zeros_are_convolved(bias: bool, context: Make, answers: Draw, images: Draw) -> None:
-    """The first convolution's images have no derivative, so that it takes two and the second one three."""
-    defense = GradientRedirection(surrogate="untrained")
+@pytest.mark.parametrize(("direction", "last"), [("all_ones", 1), ("watermark", 8)])
+def test_worths_are_those_of_torchs_forward_mode_for_less(
+    direction: str, last: int, bias: bool, context: Make, answers: Draw, images: Draw
+) -> None:
+    """The first convolution's images have no derivative; channels that move alike are one, but for those in groups."""
+    defense = GradientRedirection.from_params({"direction": direction, "surrogate": "untrained"})
     network = nn.Sequential(
-        nn.Conv2d(1, 4, 3, bias=bias), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(16, 5)
+        nn.Conv2d(1, 4, 3, padding=1, bias=bias),
+        nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.MaxPool2d(2, return_indices=False),
+        nn.Conv2d(4, 8, 3, padding=1, bias=bias),
+        nn.Flatten(),
+        nn.Linear(32, 5),
     )
     defense.prepare(replace(context(5), new_surrogate=lambda _: network))
     asked, weights = images(20), dict(network.named_parameters())
     expected = jvp(defense._logs(asked), (weights,), (defense.towards,))[1]
     with Convolutions() as counted:
         worth = defense.worth(asked, answers(20, 5))
-    assert torch.equal(worth, expected)
-    assert counted.count == 5
+    torch.testing.assert_close(worth, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    assert counted.channels == [4, 4, 4, 4, 4, 8, 8, last]
 
 
 @pytest.mark.parametrize("direction", ["min_inner_product", "orthogonal"])
