@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import re
 import unicodedata
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from ...attacks.base import AttackTraits
@@ -57,7 +57,7 @@ def parameters(cls: "type[Component]") -> list[tuple[str, str, str, str, str]]:
             field.name,
             _type_name(hints[field.name]),
             "required" if field.default is dataclasses.MISSING else str(field.default),
-            ", ".join(f"{sign} {bound}" for sign, bound in field.metadata.get("bounds", {}).items()),
+            _range(hints[field.name], field.metadata.get("bounds", {})),
             field.metadata.get("doc", ""),
         )
         for field in dataclasses.fields(cls)
@@ -65,7 +65,15 @@ def parameters(cls: "type[Component]") -> list[tuple[str, str, str, str, str]]:
 
 
 def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "choice"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _range(hint: Any, bounds: dict[str, float]) -> str:
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
+    return ", ".join(f"{sign} {bound}" for sign, bound in bounds.items())
 
 
 def traits(cls: "type[Component]") -> list[str]:

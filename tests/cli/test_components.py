@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from msbench import PROTOCOL
@@ -125,10 +126,13 @@ def test_a_defense_s_card_holds_all_that_one_chooses_by(call, monkeypatch, name)
     if traits.knob:
         assert any(line.startswith(f"Strength: {traits.knob}, ") for line in said)
     *_, table = card.rpartition("\nparameter ")
+    hints = get_type_hints(type(defense))
     for field in dataclasses.fields(defense):
         (row,) = [line for line in table.splitlines() if line.startswith(f"{field.name} ")]
         assert field.metadata["doc"] in row
         assert all(f"{sign} {bound}" in row for sign, bound in field.metadata["bounds"].items())
+        choices = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else ()
+        assert ", ".join(choices) in row
     if name in ("none", "noise", "temperature"):  # controls and a baseline, which no paper proposes
         assert defense.paper is None
     else:
