@@ -32,10 +32,11 @@ class DFMSHL(Attack):
     Deviations: all labels are charged, and the proxy's are kept for the second clone; each set of initial labels takes
     no more than ``initial_share`` of the budget (the paper's takes 50,000 of 8 million). The generator is a DCGAN that
     ends in a normalization. The discriminator and the GAN's optimizers go on from phase to phase, where the released
-    code starts new ones. The proxy's images are neither cropped nor mirrored for the discriminator, and in alternation
-    they are drawn with replacement. The clone's rate is not warmed up for alternation. Generated images are not passed
-    through AutoAugment before they are asked. The clone is the last one, without the released code's choice among
-    moving averages.
+    code starts new ones, and so does the second clone's, from its first training into alternation. Images are cropped
+    out of a black border, theirs out of a gray one. The proxy's images are neither cropped nor mirrored for the
+    discriminator, and in alternation they are drawn with replacement. The clone's rate is not warmed up for
+    alternation. Generated images are not passed through AutoAugment before they are asked. The clone is the last one,
+    without the released code's choice among moving averages.
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(

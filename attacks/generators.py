@@ -221,7 +221,9 @@ def build_generator(
 
     Its normalization statistics are taken from one large batch of its own images before use. They start at zero
     mean and unit variance otherwise, and a generator that is sampled in evaluation mode would spend the first
-    thousands of queries on gray images: one iteration of Dual Student moves them once in five batches.
+    thousands of queries on gray images: one iteration of Dual Student moves them once in five batches. On the CPU the
+    batch is drawn from the same random numbers as the weights, which makes the first layer's variances three per cent
+    too large at most; they stay, since another batch would change every clone.
     """
     seed = context.stream("generator")
     with torch.random.fork_rng(devices=[]):

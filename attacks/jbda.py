@@ -21,12 +21,11 @@ class JBDA(JacobianAugmentation):
     McDaniel, Goodfellow, Jha, Celik and Swami, Asia CCS 2017, arXiv 1602.02697). A hundred seeds and six rounds
     make 6,400 queries; ``rounds=none`` goes on until the budget is spent.
 
-    Deviations: seeds come from the pool, so they are not of the victim's classes as in the paper; where
-    probabilities are released, networks learn them by soft cross-entropy (the paper has labels: add the recovery
-    ``argmax``); the passes of each training are those of a public re-implementation, but substitutes learn at the
-    clone's rate, a tenth of theirs; pixels are clipped to [0, 1] and rounded to 8 bits before they are asked about;
-    the substitute is the clone's architecture. Left out are reservoir sampling and the periodic change of lambda's
-    sign.
+    Deviations: seeds come from the pool, so they are not of the victim's classes as in the paper; where probabilities
+    are released, networks learn them by soft cross-entropy (the paper has labels: add the recovery ``argmax``); the
+    passes of each training are those of a public re-implementation, but substitutes learn at the clone's rate, a tenth
+    of theirs, with momentum 0.9; pixels are clipped to [0, 1] and rounded to 8 bits before they are asked about; the
+    substitute is the clone's architecture. Left out are reservoir sampling and the periodic change of lambda's sign.
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(threat_model="pool", access="either", queries_per_step="B")

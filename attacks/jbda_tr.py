@@ -21,10 +21,12 @@ class JBDATR(JacobianAugmentation):
     within epsilon of its image in every pixel; a round multiplies the transfer set by k + 1 (T-RND of Juuti,
     Szyller, Marchal and Asokan, IEEE EuroS&P 2019, arXiv 1805.02628).
 
-    Deviations: the authors released no code for the attack, so k, T, the step and the passes are those of public
-    re-implementations; one of these draws a new target at every step, any class included, which makes a random walk
-    of it: ``targets=redrawn``. Seeds come from the pool and are not of the victim's classes; copies are rounded to
-    8 bits before they are asked about; the substitute is the clone's architecture, trained from scratch each round.
+    Deviations: the authors released no code for the attack, so k, T and the step are those of a public
+    re-implementation, which draws a new target at every step, any class included, and so makes a random walk of it:
+    ``targets=redrawn``. Seeds, passes, rate and momentum are `JBDA`'s; it has ten times the seeds, five times the
+    passes, ten times the rate and a momentum of 0.5. Seeds come from the pool and are not of the victim's classes;
+    copies are rounded to 8 bits before they are asked about; the substitute is the clone's architecture, trained from
+    scratch each round.
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(threat_model="pool", access="either", queries_per_step="B")

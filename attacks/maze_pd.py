@@ -25,8 +25,8 @@ class MAZEPD(MAZE):
 
     Deviations: those of MAZE. The real images are of the attacker's pool, not of the victim's training data. They are
     drawn with replacement for the critic's batches. The critic has fewer convolutions for images below 16 pixels, and
-    its score is the mean over the places of its last one. No released command turns the critic on, and the paper's
-    ``gan_weight`` could not be verified: 1 is ours.
+    its third one has a stride of two on MNIST and Fashion-MNIST as well, where theirs has one. No released command
+    turns the critic on, and the paper's ``gan_weight`` could not be verified: 1 is ours.
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(

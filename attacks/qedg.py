@@ -30,10 +30,11 @@ class QEDG(Attack):
 
     Deviations: hyperparameters are the released scripts' for MNIST; at least ``least`` of a batch is asked about, the
     most doubtful first, where the released code may go on for rounds without a query; images are jittered as the
-    released code does for MNIST (shifted, mirrored, turned), one by one rather than all alike, whatever the data set;
-    training batches are shuffled and the last is not dropped. The student starts from random weights, the released
-    ResNet-18 from ImageNet's; the generator ends in a normalization and tanh, the released one in a sigmoid. The
-    victim's labels alone are used. The clone is the last student, not the best on the test set.
+    released code does for MNIST (shifted, mirrored, turned), one by one rather than all alike, whatever the data set,
+    and turned bilinearly, where it takes the nearest pixel, so that fine detail fades; training batches are shuffled
+    and the last is not dropped. The student starts from random weights, the released ResNet-18 from ImageNet's; the
+    generator ends in a normalization and tanh, the released one in a sigmoid. The victim's labels alone are used. The
+    clone is the last student, not the best on the test set.
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(

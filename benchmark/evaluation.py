@@ -42,7 +42,7 @@ class Evaluator:
     """Holds the test set and the undefended target's predictions on it.
 
     Honest users come as newcomers, 1,024 images each: nothing that the defense holds against the attack's account
-    falls on them, and a measurement leaves no trace in what it keeps of accounts. Where accounts are told apart each
+    falls on them, and a measurement leaves no trace in what it keeps. Where accounts are told apart each
     goes by a name, as the attack does: a defense that asked more of those with a name would ask it of them.
 
     Args:
@@ -171,8 +171,9 @@ class Evaluator:
         )
 
     def _asked(self, pixels: Tensor, who: str) -> Released:
-        """What a newcomer gets."""
-        if "account" not in self.deployment.defense.traits.needs:
+        """What a newcomer gets, who leaves no trace: what was measured before would be part of what costs after."""
+        traits = self.deployment.defense.traits
+        if not traits.stateful and "account" not in traits.needs:
             return self._served(pixels, None)
         with without_trace(self.deployment):
             return self._served(pixels, account_name(self.run_id, f"honest {who}"))

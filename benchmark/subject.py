@@ -61,6 +61,19 @@ class Subject:
         probs = _generic(count, num_classes or self.classes[0], generator)
         return probs.to(self.device), torch.rand(count, *IMAGE_SHAPE, generator=generator).to(self.device)
 
+    def suspicious(self) -> Questions:
+        """What detectors notice: some ordinary queries, then copies of one image, changed from hardly to altogether.
+
+        Many are so near each other, distances have no usual size, and the copies have one answer.
+        """
+        probs, images = self.questions(64)
+        answer, image = self.questions(1, seed=1)
+        _, others = self.questions(192, seed=2)
+        order = torch.randperm(192, generator=torch.Generator().manual_seed(3))
+        changed = torch.logspace(-3, 0, 192, device=self.device)[order.to(self.device)]
+        copies = image + changed.view(-1, 1, 1, 1) * (others - image)
+        return torch.cat([probs, answer.expand(192, -1)]), torch.cat([images, copies])
+
 
 def deployed(spec: str, num_classes: int, device: torch.device) -> Deployment:
     """A new defense in front of an untrained target, given what it declares that it needs and nothing else."""

@@ -9,7 +9,7 @@ cannot be seen from outside within a few thousand queries is not found: a defens
 a million, say.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -27,6 +27,7 @@ from .subject import (
     CUSTOMER,
     OTHER,
     TOLERANCE,
+    Questions,
     Subject,
     ask,
     ask_in_turn,
@@ -316,12 +317,55 @@ def _verdict(subject: Subject) -> str:
         if rows.dtype != torch.bool or tuple(rows.shape) != (64,):
             raise Broken(f"its verdict on 64 queries is {rows.dtype} of shape {tuple(rows.shape)}, not bool (64,)")
     answered = released[verdict.refused] - 1 / released.shape[1]
-    if bool((answered.abs() > TOLERANCE).any()):
+    if not subject.traits.labels_only and bool((answered.abs() > TOLERANCE).any()):  # no label is uniform
         raise Broken("a query that it calls refused was answered: release a uniform vector in its place")
     changed = (released - questions[0]).abs().amax(dim=1) > TOLERANCE
     if not isinstance(instance.defense, Chain) and bool((changed & ~verdict.flagged).any()):
         raise Broken("a query that it does not flag was answered otherwise: a detector acts on what it flags")
     return f"{int(verdict.flagged.sum())} of 64 flagged"
+
+
+def _flags(subject: Subject) -> str:
+    """A verdict is on the account's queries in their order, however they come, whoever else asks, restored or not."""
+    probs, images = questions = subject.suspicious()
+    together = _flagged(subject.fresh(), [questions])
+    if together is None:
+        return "it detects nothing"
+    flagged = f"{int(together.sum())} of {len(together)} flagged"
+    if subject.traits.stochastic:
+        return f"{flagged}; declared stochastic: not compared"
+    _expect_flags(
+        together, _flagged(subject.fresh(), singly(questions)), "the same queries are flagged otherwise alone"
+    )
+    half = len(probs) // 2
+    begun, restored = subject.fresh(), subject.fresh()
+    ask(begun, probs[:half], images[:half])
+    restored.defense.load_state_dict(stored(begun.defense.state_dict()))
+    rest = _flagged(restored, [(probs[half:], images[half:])])
+    _expect_flags(together[half:], rest, "restored from its saved state, it flags other queries")
+    if not begun.defense.shares_state():
+        shared = subject.fresh()
+        for account in (OTHER, None):
+            ask(shared, probs, images, account)
+        _expect_flags(together, _flagged(shared, [questions]), "what others asked changes which queries are flagged")
+    return flagged
+
+
+def _flagged(instance: Deployment, questions: Sequence[Questions]) -> torch.Tensor | None:
+    """Which of all queries (N,) it takes for an attack's; None if it detects nothing."""
+    found = []
+    for probs, images in questions:
+        ask(instance, probs, images)
+        verdict = instance.verdict()
+        if verdict is None:
+            return None
+        found.append(verdict.flagged)
+    return torch.cat(found)
+
+
+def _expect_flags(first: torch.Tensor, second: torch.Tensor | None, complaint: str) -> None:
+    if second is None or not torch.equal(first, second):
+        raise Broken(complaint)
 
 
 def _state(subject: Subject) -> str:
@@ -367,6 +411,7 @@ _CHECKS: dict[str, Callable[[Subject], str]] = {
     "history": _history,
     "accounts": _accounts,
     "verdict": _verdict,
+    "flags": _flags,
     "state": _state,
     "seed": _seed,
     "global random state": _global_random_state,

@@ -157,7 +157,7 @@ class Defense(Component, ABC):
         return target
 
     def attend(self, account: str | None) -> None:
-        """Called before `release` with the account that asks; None is a newcomer, of whom nothing is kept.
+        """Called before `release` with the account that asks; None is a newcomer, of whom no account is kept.
 
         A defense that keeps a state for each account overrides this, and declares that it needs ``account``; to any
         other everybody is a newcomer.

@@ -54,7 +54,7 @@ class Deployment:
         """The undefended target's and the released probabilities, each (N, K) float32, for images in [0, 1].
 
         Whoever asks under no account is a newcomer to the defense, batch by batch, and leaves no trace in what it
-        keeps of others.
+        keeps of single accounts. A state that all share knows no newcomers.
 
         The service computes in float32, whatever precision the attack that asks computes in. Raises
         `ContractViolation` if the defense releases anything but probability vectors.

@@ -26,9 +26,10 @@ class EDM(Defense):
     Members have the target's architecture. Together they bring down the sum of their cross-entropies on the target's
     data and, times ``diversity``, their coherence on unrelated images: the largest cosine between two members'
     answers, on average over images. The hash is a further network, trained to classify the unrelated images by their
-    own labels. For an image that it gives class c with the probability p, member number
-    levels·c + floor(levels·(M·p - 1) / (M - 1)), modulo the number of members, answers; M is the number of classes.
-    So the answer is a fixed function of the image, and one that jumps from region to region of the images' space.
+    own labels, modulo M. For an image that it gives class c with the probability p, member number
+    levels·c + floor(levels·(M·p - 1) / (M - 1)), modulo the number of members, answers; M is the number of these
+    classes, and never more than the target's. So the answer is a fixed function of the image, and one that jumps from
+    region to region of the images' space.
 
     Kariyappa, Prakash and Qureshi (ICLR 2021). No official code is known to us, and of the paper we know the
     abstract: an ensemble trained to answer unrelated images differently, of which different members serve different

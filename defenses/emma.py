@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..components import Paper, param
 from ..errors import BadParameter
@@ -154,6 +155,7 @@ class Transition(nn.Module):
             self.matrix.copy_(moved / moved.sum(dim=1, keepdim=True))
 
 
+@sdpa_kernel(SDPBackend.MATH)  # fused attention has no second derivative
 def outer_loss(
     student: nn.Module, matrix: Tensor, images: Tensor, answers: Tensor, rate: float, alignment: float
 ) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from ..components import Paper, param
@@ -170,13 +171,15 @@ class GradientRedirection(Defense):
         worth = self.worth(images.float(), probs)
         return redirect(probs.double(), worth.double(), self.epsilon / 2).float()
 
+    @sdpa_kernel(SDPBackend.MATH)  # fused attention has no derivative in forward mode
     def worth(self, images: Tensor, probs: Tensor) -> Tensor:
         """The derivative of every log p_k along the direction, (N, K), for images and the target's answers (N, K)."""
         weights = dict(self.network.named_parameters())
         if self.direction in ("all_ones", "watermark"):
-            with _duals.dual_level(), _Shortcuts(alike=self.direction == "all_ones"):
+            with _duals.dual_level():
                 moving = {name: _dual(weight, self.towards[name]) for name, weight in weights.items()}
-                shared: Tensor = _duals.unpack_dual(self._logs(images)(moving)).tangent
+                with _Shortcuts(moving.values() if self.direction == "all_ones" else ()):
+                    shared: Tensor = _duals.unpack_dual(self._logs(images)(moving)).tangent
             return shared
 
         def own(image: Tensor, answer: Tensor) -> Tensor:
@@ -194,25 +197,26 @@ class _Shortcuts(TorchFunctionMode):
     """Derivatives of convolutions and of max-pooling along a change of the weights, with less work than torch takes.
 
     - Torch convolves the change of the first convolution's images too, which is zeros and takes as long.
-    - Along all-ones every output channel of a convolution changes alike by its weights: one is computed.
+    - Where weights change alike for all output channels of a convolution, so do these: one is computed.
     - Torch picks a pooled change from each channel by itself, which is slow where channels lie side by side.
 
     Forward passes are all that an answer costs, so that a quarter of it is saved on small networks. The numbers are the
     same, but for rounding where one channel stands for all.
 
     Args:
-        alike: whether the change is the same for all output channels.
+        uniform: the weights whose change is the same for all output channels, which what a network computes from them
+            need not be.
     """
 
-    def __init__(self, *, alike: bool) -> None:
+    def __init__(self, uniform: Iterable[Tensor]) -> None:
         super().__init__()
-        self.alike = alike
+        self.uniform = list(uniform)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.conv2d and len(args) >= 3 and not kwargs:
             return self._convolved(*args)
-        if func is F.max_pool2d and not kwargs.get("return_indices"):
+        if func is F.max_pool2d and args and args[0].dim() == 4 and not kwargs.get("return_indices"):
             return self._pooled(*args, **kwargs | {"return_indices": True})
         return func(*args, **kwargs)
 
@@ -225,9 +229,13 @@ class _Shortcuts(TorchFunctionMode):
         moved = F.conv2d(value, kernel, start, *geometry)
         if drift is None:
             return _dual(moved, F.conv2d(value, slope, lift, *geometry))
-        if self.alike and slope.shape[1] == value.shape[1]:  # one group of channels
+        in_one_group = slope.shape[1] == value.shape[1]
+        if in_one_group and self._is_uniform(weight) and (bias is None or self._is_uniform(bias)):
             slope, lift = slope[:1], None if lift is None else lift[:1]
         return _dual(moved, F.conv2d(drift, kernel, None, *geometry).add_(F.conv2d(value, slope, lift, *geometry)))
+
+    def _is_uniform(self, weight: Tensor) -> bool:
+        return any(weight is each for each in self.uniform)
 
     def _pooled(self, images: Tensor, *geometry: Any, **options: Any) -> Tensor:
         value, drift = _duals.unpack_dual(images)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..components import Paper, param
 from ..targets.datasets.base import Images
@@ -88,6 +89,7 @@ class InI(Defense):
         fresh = context.new_surrogate(context.stream("ini network"))
         self.network = trained(fresh, fit, defense=self, context=context, data=[data, unrelated])
 
+    @sdpa_kernel(SDPBackend.MATH)  # fused attention has no second derivative
     def losses(
         self, network: nn.Module, student: nn.Module, images: Tensor, labels: Tensor, others: Tensor
     ) -> list[Tensor]:

@@ -42,6 +42,8 @@ class ModelGuardS(Defense):
         year=2024,
         venue="USENIX Security Symposium",
     )
+    version: ClassVar[str] = "2"
+    """2: honest users are measured without a trace in the lists."""
     traits: ClassVar[Traits] = Traits(
         argmax_preserving=True,
         stateful=True,

@@ -48,7 +48,8 @@ class NastyTeacher(Defense):
         knob="omega",
         sweep=(0.005, 0.01, 0.02, 0.04, 0.08),
         preserves="Accuracy, nearly: a deterministic network of the same size answers, at the same cost.",
-        weakness="The top class stays right where the training data are, so that training on labels alone undoes it.",
+        weakness="The top class stays right where the training data are: labels alone undo it for whoever has images "
+        "like those. Elsewhere they mislead as well.",
     )
 
     def prepare(self, context: DefenseContext) -> None:

@@ -28,11 +28,12 @@ class Noise(Defense):
     deviation of scale·sqrt(p·(1 - p)). With ``epsilon`` the released answer is on the way from the clean to the noisy
     one, at most so far away in L1 distance.
 
-    By default noise is drawn anew for every answer, so that averaging over r repeats reduces its standard deviation
-    by the square root of r. What is left is the mean of the projected, or softened, answers: flatter than the clean
-    one, the more so the more classes there are; only ``dirichlet`` has no such bias. With ``per_input`` noise is a
-    keyed function of the image, rounded to 8 bits: asking again gives the same answer, whatever else is in the batch,
-    and another draw takes another image, by one gray level of one pixel at least. Neither kind preserves the top class.
+    By default noise is drawn anew for every answer, so that averaging over r repeats reduces its standard deviation by
+    the square root of r. What is left is the mean of the projected, or softened, answers: flatter than the clean one,
+    the more so the more classes there are; only ``dirichlet`` has no such bias. A budget makes one of its own: of
+    skewed noise it cuts the long side more. With ``per_input`` noise is a keyed function of the image, rounded to 8
+    bits: asking again gives the same answer, whatever else is in the batch, and another draw takes another image, by
+    one gray level of one pixel at least. Neither kind preserves the top class.
 
     A baseline of msbench, not a reproduction; we know of no paper that offers Dirichlet noise as a defense of its
     own. Deviations from noise found elsewhere: Orekondy et al. (ICLR 2020) add theirs to log(p / (1 - p)); ART's
@@ -58,8 +59,8 @@ class Noise(Defense):
         knob="scale",
         sweep=(0.02, 0.05, 0.1, 0.2, 0.5),
         preserves="Answers near the target's, and their top class, where their gaps are large beside the noise.",
-        weakness="Averaging repeated answers leaves the bias alone that the way back to the simplex gives them (none "
-        "for dirichlet), a fixed function of the answer that can be inverted.",
+        weakness="Averaging repeated answers leaves the bias alone that the way back to the simplex and a budget give "
+        "them (none for dirichlet without a budget), a fixed function of the answer that can be inverted.",
     )
 
     def __post_init__(self) -> None:

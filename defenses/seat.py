@@ -37,10 +37,11 @@ class SEAT(Detector):
     schedule are those that the target was trained with. Radius and steps of the adversarial copies, and shifts as the
     only harmless change, are ours.
 
-    With N images held out, rates below 3 / (N + 1) cannot be told apart: the limit is then the smallest distance, which
-    the two nearest have in common. On digits, where N is 269, so it is for the three finest rates of the sweep. The
-    newest ``memory`` queries of an account are kept, as embeddings; the rate is that of a memory of about N queries,
-    and the longer the memory, the likelier a benign query has a near neighbor in it.
+    With N images held out, rates below 3 / (N + 1) cannot be told apart: the limit is then the smallest distance,
+    which the two nearest have in common. On digits, where N is 269, so it is for the three finest rates of the sweep.
+    The newest ``memory`` queries of an account are kept, as embeddings, and of a batch up to 255 more; the rate is
+    that of a memory of about N queries, and the longer the memory, the likelier a benign query has a near neighbor in
+    it.
     """
 
     pairs: int = param(50, "similar queries at which an account is cancelled", ge=1)

@@ -84,11 +84,18 @@ def _identity(network: nn.Module, defense: Defense, context: DefenseContext, dat
             "image shape": context.image_shape,
             "recipe": asdict(context.recipe),
             "data": [_fingerprint(images) for images in data],
-            # Kernels differ in rounding, which training amplifies.
-            "computed by": [context.device.type, torch.__version__],
+            "computed by": _computed_by(context.device),
         },
         sort_keys=True,
     )
+
+
+def _computed_by(device: torch.device) -> list[str]:
+    """Kernels differ in rounding, which training amplifies; on a CPU so do numbers of threads, and instructions."""
+    where = [device.type, torch.__version__]
+    if device.type == "cpu":
+        where += [torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
+    return where
 
 
 def _stem(label: str) -> str:

@@ -20,7 +20,7 @@ from .baseline import Baseline
 from .board_attacks import AttackLine, attack_lines, worst_cases
 from .board_runs import Grid, Run, command_of, enter, floor_of, grid_of, newest, weights_attacked
 from .record import Record
-from .scoring import ROUNDING, Estimate, estimate, ranks, stolen_share, told_apart
+from .scoring import ROUNDING, Estimate, by_mean, estimate, ranks, stolen_share, told_apart
 from .suites import Column, DefenseEntry, Family, FrozenSuite, Table
 from .texts import marked
 
@@ -494,7 +494,7 @@ def _rank(placed: Iterable[Placed], rows: Sequence[Row]) -> list[Placed]:
     def share(one: Placed) -> Estimate:
         return (None if one.row is None else worst_share(rows[one.row])) or Estimate(math.inf, None, 0)
 
-    ordered = sorted(placed, key=lambda one: (bool(one.why), share(one).mean, one.defense))
+    ordered = sorted(placed, key=lambda one: (bool(one.why), by_mean(share(one)), one.defense))
     able = [one for one in ordered if not one.why]
     ranked = [replace(one, rank=rank) for one, rank in zip(able, ranks([share(one) for one in able]), strict=True)]
     return ranked + ordered[len(able) :]

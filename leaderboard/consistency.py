@@ -88,7 +88,9 @@ def of_clones(records: Mapping[Path, Record], attacks: Collection[str]) -> Itera
 
 
 def of_budgets(records: Mapping[Path, Record], attacks: Collection[str]) -> Iterator[tuple[Path, str]]:
-    """Records of attacks that spent otherwise than the same attack did elsewhere, whatever the defense.
+    """Records of attacks that spent, or were measured, otherwise than the same attack elsewhere, whatever the defense.
+
+    A milestone that is left out may be the one that the score stands on.
 
     Args:
         attacks: those that ask as often whatever they are answered, by `key_of`.
@@ -101,6 +103,12 @@ def of_budgets(records: Mapping[Path, Record], attacks: Collection[str]) -> Iter
             groups[spec.target.name, attack, recovery, spec.clone, spec.pool, spec.budget][path] = record
     for path, said in _strays((groups, {"budget.spent": 0.0})).items():
         yield path, f"budget: the same attack spent otherwise: {said}"
+    for group in groups.values():
+        usual = median_low([_before_the_end(record) for record in group.values()])
+        for path, record in group.items():
+            asked = _before_the_end(record)
+            if asked != usual:
+                yield path, f"curve: the same attack was measured otherwise: at {asked} queries, at {usual} elsewhere"
 
 
 def of_defenses(records: Mapping[Path, Record], declared: Declared) -> Iterator[tuple[Path, str]]:
@@ -144,6 +152,11 @@ def _of_verdicts(record: Record, entry: DefenseEntry) -> Iterator[str]:
         yield f"diagnostics: detection is there, but {entry.name} is of the family {entry.family}, which judges nothing"
     if not judged and entry.family == "detection":
         yield f"diagnostics: detection is missing, but {entry.name} is of the family detection, which judges queries"
+
+
+def _before_the_end(record: Record) -> list[int]:
+    """The milestones of a curve, less the last one, which is where the budget ended."""
+    return [point.queries for point in record.curve[:-1]]
 
 
 def _is_constant(declared: tuple[DefenseEntry, DefenseSetting] | None) -> bool:

@@ -42,6 +42,7 @@ def contradictions(record: Record) -> Iterator[str]:
         yield from _of_counts(record, record.target, record.stolen, record.paid)
         yield from _of_clone(record.curve, record.stolen, record.target)
         yield from _of_price(record.paid, record.target)
+        yield from _of_verdicts(record.paid, record.diagnostics)
         if fragile(record.paid, record.target.accuracy) and FRAGILE not in record.flags:
             yield lacks(FRAGILE)
 
@@ -177,6 +178,13 @@ def _of_distance(name: str, distance: Distance, tolerance: float) -> Iterator[st
             f"paid: {name} cannot have a mean of {distance.mean:.4g} with a 95th percentile of {distance.p95:.4g} "
             f"and a maximum of {distance.max:.4g}"
         )
+
+
+def _of_verdicts(paid: Paid, diagnostics: Diagnostics | None) -> Iterator[str]:
+    """A defense that judges judges everybody's queries, and says both what it flagged and what it refused."""
+    caught = diagnostics.detection if diagnostics else None
+    if len({part is None for part in (paid.flagged, paid.refused, caught)}) > 1:
+        yield "paid: flagged and refused are there where diagnostics has detection, and nowhere else"
 
 
 def _of_queries(diagnostics: Diagnostics, spent: int, target: TargetInfo) -> Iterator[str]:

@@ -48,6 +48,8 @@ DRIFT = 0.01
 """Change of the defended accuracy that is too much, beyond chance."""
 SHIFT_COST = 0.2
 """Accuracy lost on the shifted copy beyond that lost on the test set that is too much."""
+ROUNDING = 1e-9
+"""That of shares, so that what is exactly as much as is allowed is not too much."""
 STANDARD_ERRORS = 6.0
 """What counts as chance."""
 
@@ -57,7 +59,7 @@ def fragile(paid: Paid, accuracy: float) -> bool:
     if paid.shifted is None:
         return False
     known, unknown = accuracy - paid.defended_accuracy, paid.shifted.undefended - paid.shifted.defended
-    return unknown - known > SHIFT_COST
+    return unknown - known > SHIFT_COST + ROUNDING
 
 
 def moved(paid: Paid, curve: Iterable[CurvePoint], images: int | None) -> bool:
@@ -71,7 +73,7 @@ def moved(paid: Paid, curve: Iterable[CurvePoint], images: int | None) -> bool:
     def apart(after: float) -> bool:
         spread = (before * (1 - before) + after * (1 - after)) / images if images else 0.0
         chance: float = STANDARD_ERRORS * spread**0.5
-        return abs(after - before) > DRIFT + chance
+        return abs(after - before) > DRIFT + chance + ROUNDING
 
     return any(map(apart, [*(point.defended_accuracy for point in curve), paid.defended_accuracy]))
 

@@ -30,6 +30,8 @@ class Runs:
     recovery: str
     specs: tuple[SpecInfo, ...]
     """A run each, in the order in which they are due."""
+    learns: bool = False
+    """Whether the defense trains something, which comes out otherwise where sums are rounded otherwise."""
 
     @property
     def ids(self) -> list[str]:
@@ -205,6 +207,7 @@ def _counted(values: Iterable[str]) -> str:
 def _remarks(section: Section, records: Records) -> Iterator[str]:
     """What a reader should know before trusting a section's numbers."""
     yield from _targets(section, records)
+    yield from _processors(section, records)
     told: dict[str, list[str]] = defaultdict(list)
     for runs in section.runs:
         score = runs.score(records)
@@ -241,6 +244,20 @@ def _targets(section: Section, records: Records) -> Iterator[str]:
                 f"Not all runs attacked the same weights: {name} was trained {len(attacked[name])} times, on different "
                 f"machines. {usual} of {total} runs attacked the weights {most[:8]}, these others: {there}."
             )
+
+
+def _processors(section: Section, records: Records) -> Iterator[str]:
+    """Which defenses are several, since they were trained on several kinds of processors."""
+    kinds: dict[str, set[str | None]] = defaultdict(set)
+    for runs in section.runs:
+        if runs.learns:
+            kinds[runs.defense.partition(":")[0]].update(record.env.arithmetic for record in runs.done(records))
+    mixed = [name for name, found in kinds.items() if len(found) > 1]
+    if mixed:
+        yield (
+            "A defense that learns is another one on another kind of processor. Runs of these were on several, in one "
+            f"row or from one setting to the next: {', '.join(mixed)}."
+        )
 
 
 def _ends(values: set[str]) -> list[str]:

@@ -336,6 +336,10 @@ class Record(_Section):
 
     def _unmeasured(self) -> Iterator[tuple[int, str]]:
         """What no run leaves out, each with the version that it came with: null hides a number, and is none."""
+        if self.paid is not None and self.paid.l1_queries is None:
+            yield 1, "paid.l1_queries"
+        if self.timing.latency_ratio.keys() != {"1", "256"}:
+            yield 1, "timing.latency_ratio at 1 and 256"
         if self.paid is not None and self.paid.shifted is None:
             yield 4, "paid.shifted"
         if self.env.device == "cpu" and self.env.arithmetic is None:

@@ -186,9 +186,14 @@ def ranks(worst: Sequence[Estimate]) -> list[int]:
     nothing. One more defense never reverses the order of two, nor ties two that are told apart, nor improves a rank.
 
     Args:
-        worst: sorted by their means.
+        worst: in the order of `by_mean`.
     """
     return list(accumulate((1 + sum(told_apart(other, one) for other in worst) for one in worst), max))
+
+
+def by_mean(share: Estimate) -> tuple[float, float]:
+    """Sorts shares from the best to the worst: of equal means the widest comes first, so that none holds it back."""
+    return share.mean, -(share.half or 0.0)
 
 
 def told_apart(better: Estimate, worse: Estimate) -> bool:
@@ -260,8 +265,15 @@ def _measured(runs: Iterable[Run]) -> Iterator[tuple[Condition, Measurement]]:
     newest: dict[str, Run] = {}
     for run in runs:
         newest[run.run_id] = max(newest.get(run.run_id, run), run)
-    distinct = {(run.condition, run.target, run.seed, run.measurement.digits): run for run in newest.values()}
-    return ((run.condition, run.measurement) for run in distinct.values())
+    distinct: dict[Hashable, Run] = {}
+    flags: dict[Hashable, set[str]] = defaultdict(set)
+    for run in newest.values():
+        alike = run.condition, run.target, run.seed, run.measurement.digits
+        distinct[alike] = run
+        flags[alike].update(run.measurement.flags)
+    return (
+        (run.condition, run.measurement._replace(flags=tuple(sorted(flags[alike])))) for alike, run in distinct.items()
+    )
 
 
 def _measure(record: Record) -> Measurement | None:

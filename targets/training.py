@@ -1,6 +1,6 @@
 """How targets are trained: one recipe per data set, and the loop that follows it.
 
-Augmentation is done on whole batches on the device. Everything random comes from one generator, so that a seed
+Augmentation is done on whole batches on the device. Everything random comes from generators of one seed, which
 determines the target bit for bit on the CPU.
 """
 

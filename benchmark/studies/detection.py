@@ -5,9 +5,9 @@ the target's test set, no image twice; the attack's are stretches of the recordi
 random places. Each account comes to the detector as a newcomer.
 
 A detector judges queries, or accounts by their most suspicious moment. Its rates are measured twice: at the limit of
-suspicion that it deploys, fitted without test data, and at the limit that one in a thousand honest queries or accounts
-exceeds, which is a property of the measurement. With fewer than 999 of them that limit is the largest honest
-suspicion. Honest accounts share the images of one test set, so that they are less different than a thousand users are.
+suspicion that it deploys, fitted without test data, and at the limit that one in a thousand of the honest queries or
+accounts exceeds, which is a property of the measurement. With fewer than a thousand of them none does. Honest accounts
+share the images of one test set, so that they are less different than a thousand users are.
 """
 
 import copy
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...attacks.base import AttackContext
 from ...defenses.base import DefenseContext, load_defense
-from ...defenses.detection import Detector, limit_for
+from ...defenses.detection import Detector
 from ...errors import UsageError
 from ...leaderboard.texts import MISSING
 from ...targets.architectures import build_clone
@@ -66,8 +66,8 @@ class Row:
     true_positives: float
     """At one false positive in a thousand."""
     queries_until_detection: int | None
-    """Median over the attack's accounts, their honest queries counted, at that limit; null if more than half go
-    undetected."""
+    """Median over the attack's accounts, their honest queries counted but never what gives them away where queries are
+    judged by themselves, at that limit; null if more than half go undetected."""
     deployed_true_positives: float
     """At the detector's own limit."""
     deployed_false_positives: float
@@ -130,10 +130,12 @@ class Replay:
     def rows(self, attack: str, spec: str, detector: Detector, quiet: Tensor) -> Iterator[Row]:
         """A detector's rows, given what `quiet` says of honest cases."""
         by_query = detector.unit == "query"
-        limit = limit_for(quiet, FALSE_POSITIVES)
+        limit = exceeded_by(quiet, FALSE_POSITIVES)
         for share, accounts in self.attacking.items():
             loud = self._suspicions(detector, accounts)
             of_attack = accounts < self.recorded
+            # An alarm on an honest query is false, whoever asked it.
+            telling = loud.masked_fill(~of_attack, -math.inf) if by_query else loud
 
             def caught(limit: float, loud: Tensor = loud, of_attack: Tensor = of_attack) -> float:
                 return _share(loud[of_attack] > limit if by_query else loud.amax(dim=1) > limit)
@@ -144,10 +146,10 @@ class Replay:
                 unit=detector.unit,
                 benign_share=share,
                 true_positives=caught(limit),
-                queries_until_detection=until(loud, limit),
+                queries_until_detection=until(telling, limit),
                 deployed_true_positives=caught(detector.limit),
                 deployed_false_positives=_share(quiet > detector.limit),
-                deployed_queries_until_detection=until(loud, detector.limit),
+                deployed_queries_until_detection=until(telling, detector.limit),
             )
 
     def _account(self, share: float) -> Tensor:
@@ -170,6 +172,11 @@ class Replay:
             detector.release(self.probs[account], self.images[account])
             suspicions.append(detector.scores)
         return torch.stack(suspicions)
+
+
+def exceeded_by(suspicions: Tensor, share: float) -> float:
+    """The lowest limit that no more than a share of these suspicions (N,) exceed."""
+    return float(suspicions.sort(descending=True).values[math.floor(len(suspicions) * share + 1e-9)])
 
 
 def until(suspicions: Tensor, limit: float) -> int | None:

@@ -31,6 +31,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from ...components import format_spec, parse_spec
 from ...defenses.base import load_defense
 from ...errors import UnknownName, UsageError
+from ...leaderboard.consistency import LEARNS_FROM
 from ...leaderboard.page_sections import AttackRow, AttackSection, DefenseRow, DefenseSection
 from ...leaderboard.pages import Page, Runs, Section, render
 from ...leaderboard.store import Store
@@ -255,7 +256,8 @@ class Campaign:
             cell = Cell(request=replace(asked, seed=seed, defense_seed=other), info=info)
             self.cells[cell.run_id] = cell
             specs.append(info)
-        return Runs(attack=attack, defense=defense, recovery=recovery, specs=tuple(specs))
+        learns = not LEARNS_FROM.isdisjoint(first.defense.traits.needs)
+        return Runs(attack=attack, defense=defense, recovery=recovery, specs=tuple(specs), learns=learns)
 
     def due(self, only: tuple[str, ...] = ()) -> list[Cell]:
         """The runs of all sections, or of those named, in the order in which they are due.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from msbench.benchmark.cli.main import cli
-from msbench.benchmark.studies.detection import SHARES, Replay, Settings, as_table, measure, until
+from msbench.benchmark.studies.detection import SHARES, Replay, Settings, as_table, exceeded_by, measure, until
 from msbench.defenses.base import Traits
 from msbench.defenses.detection import Account, Detector
 from msbench.errors import UsageError
@@ -72,7 +72,8 @@ def test_rates_count_accounts_or_the_attacks_own_queries(replay: Replay, kind: t
         firsts = sorted(int(each.long().argmax()) + 1 if each.any() else 10**6 for each in white)
         assert row.queries_until_detection == (firsts[2] if firsts[2] < 10**6 else None)  # the lower median of six
         assert (row.deployed_true_positives, row.deployed_false_positives) == (1.0, 1.0)
-        assert row.deployed_queries_until_detection == 1
+        firsts = sorted(int(each.long().argmax()) + 1 for each in own)  # an honest query is no detection
+        assert row.deployed_queries_until_detection == (firsts[2] if kind.unit == "query" else 1)
 
 
 @pytest.fixture
@@ -83,6 +84,31 @@ def context_for():
         device = "cpu"
 
     return Context()
+
+
+@pytest.mark.parametrize(("count", "exceeding"), [(450, 0), (999, 0), (1000, 1), (1999, 1), (2000, 2)])
+def test_no_more_honest_cases_than_one_in_a_thousand_exceed_the_limit(count: int, exceeding: int) -> None:
+    suspicions = torch.rand(count, generator=torch.Generator().manual_seed(0))
+    limit = exceeded_by(suspicions, 0.001)
+    assert int((suspicions > limit).sum()) == exceeding
+    assert int((suspicions >= limit).sum()) == exceeding + 1  # and no limit below would do
+
+
+def test_an_alarm_on_an_honest_query_detects_nothing(replay: Replay, context_for) -> None:
+    class Darkness(OwnBrightness):
+        def suspicion(self, probs: Tensor, images: Tensor, account: Account) -> Tensor:
+            own = images.flatten(1).amax(dim=1).double()
+            return (own == 0.5).double()  # the honest ones' gray
+
+    detector = Darkness()
+    detector.prepare(context_for)
+    detector.limit = 0.5
+    for row in replay.rows("recorded", "darkness", detector, torch.zeros(8)):
+        assert (row.true_positives, row.queries_until_detection, row.deployed_queries_until_detection) == (
+            0,
+            None,
+            None,
+        )
 
 
 def test_median_detection() -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -15,6 +16,7 @@ from msbench.benchmark.traffic import Traffic
 from msbench.components import load_class
 from msbench.defenses.base import Defense, Traits
 from msbench.defenses.deployment import Deployment
+from msbench.defenses.modelguard_s import ModelGuardS
 from msbench.leaderboard.record import CurvePoint, Record
 from msbench.targets.architectures import build_clone
 from msbench.targets.datasets.base import TensorImages
@@ -39,6 +41,8 @@ def always(*logits: float) -> Target:
 
 
 SURE = always(5.0, 0.0, 0.0)
+THREE_CLASSES: Any = SimpleNamespace(num_classes=3, device="cpu")
+"""What a defense takes from its context that learns nothing."""
 TOP, REST = math.exp(5) / (math.exp(5) + 2), 1 / (math.exp(5) + 2)
 
 
@@ -79,6 +83,21 @@ class SpoilsWhatComesLater(Defense):
     def release(self, probs: Tensor, images: Tensor) -> Tensor:
         self.seen += len(images)
         return probs if self.seen <= 12 else torch.eye(3)[[1] * len(probs)]
+
+
+def test_what_honest_users_ask_is_no_part_of_what_they_pay_later() -> None:
+    """Whatever was measured before: the answers of ModelGuard-S's honest users are rounded to the attack's."""
+    unseen = measured(SpoilsWhatComesLater())
+    for _ in range(20):
+        assert unseen.defended_accuracy() == 1.0
+    defense = ModelGuardS(epsilon=2.0)
+    defense.prepare(THREE_CLASSES)
+    evaluator = measured(defense)
+    assert evaluator.defended_accuracy() == 1.0
+    assert paid(evaluator).l1.max == 0
+    flat = torch.tensor([[0.4, 0.3, 0.3]])
+    evaluator.deployment.release(flat, torch.zeros(1, 1, 8, 8), "attacker")
+    assert paid(evaluator).l1.mean == pytest.approx(2 * (TOP - 0.4), abs=1e-6)
 
 
 def test_costs_do_not_depend_on_whether_unrelated_images_are_at_hand() -> None:

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 import torch
 from msbench import Defense, DefenseContext, Traits, Verdict
+from msbench.defenses.detection import Account
+from msbench.defenses.prada import PRADA
 from msbench.errors import BadParameter
 from torch import Tensor, nn
 
@@ -118,6 +120,30 @@ class PoisonsAmongDetectors(Identity):
 
     def verdict(self) -> Verdict:
         return Verdict(flagged=self.none, refused=self.none)
+
+
+@dataclass(kw_only=True)
+class TakesEverybodyForOne(PRADA):
+    """Looks for an attack in what all accounts ask together."""
+
+    def attend(self, account: str | None) -> None:
+        super().attend("everybody")
+
+
+@dataclass(kw_only=True)
+class ForgetsItsAccounts(PRADA):
+    """Loses what it keeps of accounts whenever it is restored."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"accounts": {}}
+
+
+@dataclass(kw_only=True)
+class JudgesABatchByItsLast(PRADA):
+    """Suspects all queries of a batch as much as the last one."""
+
+    def suspicion(self, probs: Tensor, images: Tensor, account: Account) -> Tensor:
+        return super().suspicion(probs, images, account)[-1:].expand(len(probs))
 
 
 @dataclass(kw_only=True)

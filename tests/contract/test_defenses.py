@@ -39,6 +39,7 @@ VARIANTS = [
     "noise:scale=0.05+label_only",
     "prada+modelguard_s",
     "prada:action=poison+noise:scale=0.05",
+    "ood_gate:false_positives=0.1+label_only",
 ]
 
 
@@ -78,8 +79,8 @@ def test_unusual_but_honest_defenses_pass(name: str) -> None:
         ("OneByOne", {"vectorized"}),
         ("ServesItAmongOutputs", {"prepares"}),
         ("TrainsNothing", {"stage"}),
-        ("DetectsNothing", {"verdict"}),
-        ("JudgesAmongOutputs", {"verdict"}),
+        ("DetectsNothing", {"verdict", "flags"}),
+        ("JudgesAmongOutputs", {"verdict", "flags"}),
         ("MarksEverything", {"stage"}),
         ("TurnsNoKnob", {"sweep"}),
         ("SweepsNothing", {"sweep"}),
@@ -100,9 +101,12 @@ def test_unusual_but_honest_defenses_pass(name: str) -> None:
         ("ChangesTheTargetInPlace", {"prepares"}),
         ("RefusesInNameOnly", {"verdict"}),
         ("PoisonsAmongDetectors", {"verdict"}),
+        ("TakesEverybodyForOne", {"flags"}),
+        ("ForgetsItsAccounts", {"flags"}),
+        ("JudgesABatchByItsLast", {"flags"}),
         ("ServesTheTargetAmongThoseThatTrain", {"stage"}),
         ("RoundsWhereItSaysThatItKeepsTheTopClass", {"argmax"}),
-        ("JudgesTheBatch", {"verdict"}),
+        ("JudgesTheBatch", {"verdict", "flags"}),
         ("PoisonsLargeBatches", {"batch composition"}),
         ("PoisonsLargeBatchesUnderAState", {"batch composition"}),
         ("PoisonsVeryLargeBatches", {"batch composition"}),

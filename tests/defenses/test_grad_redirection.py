@@ -147,13 +147,21 @@ class Convolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Standardized(nn.Conv2d):
+    """Convolves with what it makes of its weights, which changes otherwise than they do."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.conv2d(images, self.weight * self.weight.mean(dim=(1, 2, 3), keepdim=True), self.bias)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("direction", "last"), [("all_ones", 1), ("watermark", 8)])
 def test_worths_are_those_of_torchs_forward_mode_for_less(
     direction: str, last: int, bias: bool, context: Make, answers: Draw, images: Draw
 ) -> None:
-    """The first convolution's images have no derivative; channels that move alike are one, but for those in groups."""
+    """The first convolution's images have no derivative, and channels that move alike are one: not those of groups, or
+    of what a network makes of its weights."""
     defense = GradientRedirection.from_params({"direction": direction, "surrogate": "untrained"})
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=bias),
@@ -162,8 +170,9 @@ def test_worths_are_those_of_torchs_forward_mode_for_less(
         nn.Conv2d(4, 4, 3, padding=1, groups=2),
         nn.MaxPool2d(2, return_indices=False),
         nn.Conv2d(4, 8, 3, padding=1, bias=bias),
+        Standardized(8, 6, 2, bias=bias),
         nn.Flatten(),
-        nn.Linear(32, 5),
+        nn.Linear(6, 5),
     )
     defense.prepare(replace(context(5), new_surrogate=lambda _: network))
     asked, weights = images(20), dict(network.named_parameters())
@@ -171,7 +180,7 @@ def test_worths_are_those_of_torchs_forward_mode_for_less(
     with Convolutions() as counted:
         worth = defense.worth(asked, answers(20, 5))
     torch.testing.assert_close(worth, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
-    assert counted.channels == [4, 4, 4, 4, 4, 8, 8, last]
+    assert counted.channels == [4, 4, 4, 4, 4, 8, 8, last, 6, 6, 6]
 
 
 @pytest.mark.parametrize("direction", ["min_inner_product", "orthogonal"])

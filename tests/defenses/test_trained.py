@@ -51,6 +51,16 @@ def test_trains_once_and_returns_the_same_frozen_network(context: Make) -> None:
         assert not any(parameter.requires_grad for parameter in each.parameters())
 
 
+def test_what_rounds_otherwise_is_trained_anew(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = Fit()
+    trained(network(context()), fit, defense=MAD(), context=context())
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    trained(network(context()), fit, defense=MAD(), context=context())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 97)
+    trained(network(context()), fit, defense=MAD(), context=context())
+    assert fit.count == 3
+
+
 def other_target(context: DefenseContext) -> DefenseContext:
     changed = context.target()
     with torch.no_grad():

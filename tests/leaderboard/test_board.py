@@ -10,7 +10,7 @@ from msbench.errors import UsageError
 from msbench.leaderboard.board import NOTHING_TO_STEAL, make_board, worst_share
 from msbench.leaderboard.board_runs import command_of
 from msbench.leaderboard.record import CurvePoint, Detection, run_id
-from msbench.leaderboard.scoring import Estimate, ranks, stolen_share
+from msbench.leaderboard.scoring import Estimate, by_mean, ranks, stolen_share
 
 SEEDS = (0, 1, 2)
 UNDEFENDED = {"dfme": (0.70, 0.72, 0.71), "maze": (0.50, 0.53, 0.52), "dfme + argmax": (0.60, 0.61, 0.62)}
@@ -427,6 +427,9 @@ def test_ranks_by_hand():
     # A wide interval does not get past a better mean.
     assert ranks(estimates((0.0, 0.1), (0.45, 0.55), (0.0, 1.2))) == [1, 2, 2]
     assert ranks([Estimate(0.1, None, 1), Estimate(0.9, None, 1)]) == [1, 1]
+    # Of equal means, the one with the narrow interval does not hold the other back.
+    equal = estimates((0.39, 0.41), (0.49, 0.51), (0.2, 0.8))
+    assert ranks(sorted(equal, key=by_mean)) == ranks(sorted(reversed(equal), key=by_mean)) == [1, 1, 2]
 
 
 intervals = st.tuples(st.integers(0, 20), st.integers(0, 6)).map(lambda at: Estimate(at[0] / 20, at[1] / 20, 3))
@@ -434,8 +437,8 @@ intervals = st.tuples(st.integers(0, 20), st.integers(0, 6)).map(lambda at: Esti
 
 @given(st.lists(intervals, min_size=1, max_size=7), intervals)
 def test_one_more_defense_never_swaps_lifts_or_ties_others(others, added):
-    before = sorted(others, key=lambda one: one.mean)
-    after = sorted([*before, added], key=lambda one: one.mean)
+    before = sorted(others, key=by_mean)
+    after = sorted([*before, added], key=by_mean)
     position = next(i for i, one in enumerate(after) if one is added)
     alone, joined = ranks(before), ranks(after)
     del joined[position]

@@ -70,6 +70,11 @@ def test_what_the_store_writes_has_no_problem(tmp_path, make_record):
         ({"diagnostics__detection": {"flagged": 3, "refused": 0, "first_flagged": None}}, "the first of them None"),
         ({"diagnostics__detection": {"flagged": 3, "refused": 0, "first_flagged": 59_999}}, "cannot be 59999 of 60000"),
         ({"diagnostics__detection": {"flagged": 60_001, "refused": 0, "first_flagged": 1}}, "more than the 60000"),
+        (
+            {"paid__flagged": 0.0},
+            "paid: flagged and refused are there where diagnostics has detection, and nowhere else",
+        ),
+        ({"paid__flagged": 0.0, "paid__refused": 0.1}, "where diagnostics has detection, and nowhere else"),
         ({"flags": ["the best defense there is"]}, "flags: 'the best defense there is' is none that a run gives"),
         ({"paid__shifted": FRAGILE_COSTS}, f"flags: lacks {FRAGILE!r}, which its numbers call for"),
     ],
@@ -185,6 +190,17 @@ def test_an_attack_of_a_suite_spends_the_same_whatever_the_defense(make_record):
     assert text.startswith("budget: the same attack spent otherwise: budget.spent is 50000, 60000 in ")
     assert told("b", 50_000, ("a", "b")) == []
     assert told("a", 50_000, ()) == []  # one that somebody submits may stop when it likes
+
+
+def test_an_attack_of_a_suite_is_measured_at_the_same_milestones_whatever_the_defense(make_record):
+    records = [make_record(spec__defense=f"d{i}", spec__seed=i) for i in range(4)]
+    named = {Path(each.run_id): each for each in records}
+    assert list(of_budgets(named, {key_of(records[0].spec.attack)})) == []
+    path = Path(records[1].run_id)
+    named[path] = records[1].model_copy(update={"curve": records[1].curve[-1:]})
+    ((where, text),) = of_budgets(named, {key_of(records[0].spec.attack)})
+    assert where == path
+    assert text.startswith("curve: the same attack was measured otherwise: at [] queries, at [")
 
 
 def shifted(**changes):

@@ -3,6 +3,7 @@
 import random
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -143,6 +144,15 @@ def test_a_reader_is_told_what_else_matters(make_record: Make) -> None:
     assert f"1 of 2 runs attacked the weights {min(bound.target.digest, 'cd' * 32)[:8]}, these others: " in text
     assert "these others: dualstudent + oracle_bayes against topk (1 of 2 runs).\n" in text
     assert "- dualstudent + oracle_bayes: What was tried.\n" in text
+
+
+def test_a_reader_is_told_of_defenses_that_several_kinds_of_processors_trained(make_record: Make) -> None:
+    here, there = (make_record(spec__seed=i, env__arithmetic=f"{i:012x}") for i in range(2))
+    told = "Runs of these were on several, in one row or from one setting to the next: topk."
+    for learns, records in ((True, (here, there)), (True, (here,)), (False, (here, there))):
+        asked = replace(runs_of(here, there), learns=learns)
+        text = render(attacks(AttackRow(runs=asked)), by_id(*records))
+        assert (told in text) == (learns and len(records) == 2)
 
 
 # --------------------------------------------------------------------------------------------------- defenses

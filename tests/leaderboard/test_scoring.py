@@ -124,6 +124,13 @@ def test_seeds_of_a_defense_that_draws_nothing_make_no_sample(make_record):
     assert (cell.n, cell.stolen_share.half) == (1, None)
 
 
+def test_runs_that_count_as_one_are_warned_about_together(make_record):
+    flagged, other = make_record(flags=["odd"]), make_record(spec__defense_seed=1)
+    for runs in ([flagged, other], [other, flagged]):
+        (cell,) = cells(runs)
+        assert (cell.n, cell.flags) == (1, ("odd",))
+
+
 def test_unfinished_runs_do_not_count(make_record):
     assert cells([make_record(status="failed"), make_record(status="interrupted", spec__seed=1)]) == []
 

@@ -65,6 +65,8 @@ def test_canonical_text_is_sorted_indented_and_ends_with_one_newline(make_record
         ({"paid": None}, "done needs target, stolen and paid"),
         ({"paid__shifted": None}, "paid.shifted is missing"),
         ({"env__arithmetic": None}, "env.arithmetic is missing"),
+        ({"paid__l1_queries": None}, "paid.l1_queries is missing"),
+        ({"timing__latency_ratio": {"256": 1.0}}, "timing.latency_ratio at 1 and 256 is missing"),
     ],
 )
 def test_invalid_text_is_refused_with_the_first_reason(make_record, changes, reason):
