@@ -32,11 +32,11 @@ class MAD(Defense):
     every class that leads it by less than t / (1 - t), which from epsilon = 1 on is all of them, t being 1/2
     or more.
 
-    The official code differentiates with respect to the last layer's weight only. There the gradient under z
-    is the outer product of p - z with the penultimate features (p the surrogate's answer), the features
-    cancel on normalization, and the objective is ‖unit(z - p) - unit(y - p)‖²: a closed form instead of K
-    backward passes for each query. It holds for surrogates that end in a linear layer. With an untrained one
-    p is nearly uniform, and the chosen class is one to which the target gives almost nothing.
+    The official code differentiates with respect to the last layer's weight only. There the gradient under z is the
+    outer product of p - z with the penultimate features (p the surrogate's answer), the features cancel on
+    normalization, and the objective is ‖unit(z - p) - unit(y - p)‖²: a closed form instead of K backward passes for
+    each query. It holds for surrogates that end in a linear layer. With an untrained LeNet or ResNet p is nearly
+    uniform, and the chosen class is one to which the target gives almost nothing.
 
     Orekondy, Schiele and Fritz (ICLR 2020); the surrogate is an untrained network of the target's
     architecture, as in their instructions. The objective ``raw`` leaves the gradients unnormalized, as the

@@ -296,20 +296,25 @@ def _ranking(title: str, settings: pd.DataFrame, notes: list[str]) -> Grid:
     """One line a defense: the setting that it enters with, or why there is none."""
     entered = settings.sort_values("placed", ascending=False, kind="stable").drop_duplicates("defense")
     lines = list(entered.sort_values("position", kind="stable").itertuples(index=False))
+    warned = set(settings.defense[settings.warnings != ""])
     paid = ("accuracy %", "drop", "L1", "shifted drop", "shifted L1", "latency")
     return Grid(
         title=title,
         header=["defense", "rank", f"worst case {SIGMA}", "by", *paid, ""],
-        rows=[_rank_row(one) for one in lines],
+        rows=[_rank_row(one, warned=one.defense in warned) for one in lines],
         worst=[(2,)] * len(lines),
         notes=notes,
     )
 
 
-def _rank_row(one: Any) -> list[str]:
-    note = one.why + ("" if not one.warnings else " (flagged)" if one.why else "flagged")
+def _rank_row(one: Any, *, warned: bool) -> list[str]:
+    """
+    Args:
+        warned: whether any of the defense's settings is flagged.
+    """
     if not one.placed:
-        return [one.defense, MISSING, *[MISSING] * 8, note]
+        return [one.defense, MISSING, *[MISSING] * 8, one.why + (" (flagged)" if warned else "")]
+    note = one.why + ("" if not one.warnings else " (flagged)" if one.why else "flagged")
     return [
         _name(one),
         MISSING if pd.isna(one.rank) else str(one.rank),
