@@ -273,6 +273,25 @@ def test_a_data_sets_clone_is_that_of_attacks_without_another(monkeypatch: pytes
     assert infos["random_noise"].attack.params["batch"] == 7
 
 
+@pytest.mark.parametrize(
+    ("dataset", "attack", "params"),
+    [
+        ("svhn", "dfme", {"lr_generator": 5e-5, "lr_student": 0.1}),
+        ("cifar10", "dfme", {"lr_generator": 1e-4, "lr_student": 0.1}),
+        ("cifar10", "disguide", {"diversity": 0.2, "lr_student": 0.03}),
+        ("cifar100", "disguide", {"diversity": 0.04, "lr_student": 0.03}),
+        ("cifar10", "dfms_hl", {"diversity": 500.0}),
+        ("cifar100", "dfms_hl", {"diversity": 100.0}),
+        ("cifar10", "ideal", {"generator_steps": 5}),
+        ("cifar10", "qedg", {"images": 512, "latent": 1024, "overconfidence": 1.0, "diversity": 0.01, "mistakes": 2.0}),
+    ],
+)
+def test_the_papers_constants_are_those_of_their_data_sets(dataset: str, attack: str, params: dict[str, Any]) -> None:
+    resolved = resolve(RunSpec(target=f"{dataset}/resnet34_8x", attack=attack, budget=1000)).info
+    assert resolved.clone == "resnet18_8x"
+    assert {name: resolved.attack.params[name] for name in params} == params
+
+
 def test_a_frozen_parameter_that_does_not_exist_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spec, "frozen", lambda: {"digits": {"random_noise": {"params": {"bach": 1}}}})
     with pytest.raises(BadParameter, match="'bach'"):
