@@ -89,7 +89,7 @@ def made_up(spec: RunSpec, **changes: Any) -> Record:
             "wall": 1.0,
             "attack": 0.5,
             "evaluation": 0.5,
-            "latency_ratio": {"1": 1.0},
+            "latency_ratio": {"1": 1.0, "256": 1.0},
             "resumed": 0,
             "peak_memory": None,
         },
