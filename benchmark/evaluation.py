@@ -42,8 +42,8 @@ class Evaluator:
     """Holds the test set and the undefended target's predictions on it.
 
     Honest users come as newcomers, 1,024 images each: nothing that the defense holds against the attack's account
-    falls on them, and a measurement leaves no trace in what it keeps. Where accounts are told apart each
-    goes by a name, as the attack does: a defense that asked more of those with a name would ask it of them.
+    falls on them, and a measurement leaves no trace in what it remembers. Where a defense remembers, each goes by a
+    name, as the attack does: one that asked more of those with a name would ask it of them.
 
     Args:
         deployment: target and defense as attackers and users meet them.

@@ -8,6 +8,7 @@ leave them out.
 from collections.abc import Iterable
 
 from .record import CurvePoint, Paid
+from .scoring import ROUNDING
 
 REPEATED = "answers the same batch otherwise when asked again, which it does not declare"
 BATCHED = "answers the same image otherwise alone than in a batch"
@@ -48,8 +49,6 @@ DRIFT = 0.01
 """Change of the defended accuracy that is too much, beyond chance."""
 SHIFT_COST = 0.2
 """Accuracy lost on the shifted copy beyond that lost on the test set that is too much."""
-ROUNDING = 1e-9
-"""That of shares, so that what is exactly as much as is allowed is not too much."""
 STANDARD_ERRORS = 6.0
 """What counts as chance."""
 

@@ -66,8 +66,8 @@ class Row:
     true_positives: float
     """At one false positive in a thousand."""
     queries_until_detection: int | None
-    """Median over the attack's accounts, their honest queries counted but never what gives them away where queries are
-    judged by themselves, at that limit; null if more than half go undetected."""
+    """Median over the attack's accounts, at that limit: honest queries count, but where each is judged by itself, an
+    alarm on one of them is no detection; null if more than half go undetected."""
     deployed_true_positives: float
     """At the detector's own limit."""
     deployed_false_positives: float
