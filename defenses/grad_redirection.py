@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -169,7 +170,7 @@ class GradientRedirection(Defense):
         if self.direction == "orthogonal" and probs.shape[1] == 2:
             return probs.float()  # steps of two classes lie on one line: all worths are zero, but for rounding
         worth = self.worth(images.float(), probs)
-        return redirect(probs.double(), worth.double(), self.epsilon / 2).float()
+        return redirect(probs.double(), worth, self.epsilon / 2).float()
 
     @sdpa_kernel(SDPBackend.MATH)  # fused attention has no derivative in forward mode
     def worth(self, images: Tensor, probs: Tensor) -> Tensor:
@@ -194,58 +195,83 @@ class GradientRedirection(Defense):
 
 
 class _Shortcuts(TorchFunctionMode):
-    """Derivatives of convolutions and of max-pooling along a change of the weights, with less work than torch takes.
+    """Derivatives of a network's layers along a change of its weights, with less work than torch takes.
 
     - Torch convolves the change of the first convolution's images too, which is zeros and takes as long.
-    - Where weights change alike for all output channels of a convolution, so do these: one is computed.
+    - Where all weights of a layer change alike, so does all that it computes: one output stands for the others.
     - Torch picks a pooled change from each channel by itself, which is slow where channels lie side by side.
 
-    Forward passes are all that an answer costs, so that a quarter of it is saved on small networks. The numbers are the
-    same, but for rounding where one channel stands for all.
+    Forward passes are all that an answer costs, so that a third of it is saved on small networks. The numbers are the
+    same, but for rounding where one output stands for all.
 
     Args:
-        uniform: the weights whose change is the same for all output channels, which what a network computes from them
-            need not be.
+        uniform: the weights that change alike, which what a network computes from them need not do.
     """
 
     def __init__(self, uniform: Iterable[Tensor]) -> None:
         super().__init__()
         self.uniform = list(uniform)
+        self.just: tuple[Tensor, Tensor] | None = None  # what the last call gave, where one change stands for all of it
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.conv2d and len(args) >= 3 and not kwargs:
-            return self._convolved(*args)
+        just, self.just = self.just, None  # until the next call, which may work in place
+        if func in (F.conv2d, F.linear) and len(args) >= 3 and not kwargs:
+            return self._weighted(func, *args)
         if func is F.max_pool2d and args and args[0].dim() == 4 and not kwargs.get("return_indices"):
-            return self._pooled(*args, **kwargs | {"return_indices": True})
+            alike = just[1] if just and just[0] is args[0] else None
+            return self._pooled(alike, *args, **kwargs | {"return_indices": True})
         return func(*args, **kwargs)
 
-    def _convolved(self, images: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-        value, drift = _duals.unpack_dual(images)
+    def _weighted(self, layer: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+        value, drift = _duals.unpack_dual(inputs)
         kernel, slope = _duals.unpack_dual(weight)
-        if slope is None:
-            return F.conv2d(images, weight, bias, *geometry)
+        in_one_group = layer is F.linear or weight.shape[1] == value.shape[1]
+        alike = in_one_group and self._is_uniform(weight) and (bias is None or self._is_uniform(bias))
+        if slope is None or (layer is F.linear and not alike):
+            result: Tensor = layer(inputs, weight, bias, *geometry)
+            return result
         start, lift = (None, None) if bias is None else _duals.unpack_dual(bias)
-        moved = F.conv2d(value, kernel, start, *geometry)
-        if drift is None:
-            return _dual(moved, F.conv2d(value, slope, lift, *geometry))
-        in_one_group = slope.shape[1] == value.shape[1]
-        if in_one_group and self._is_uniform(weight) and (bias is None or self._is_uniform(bias)):
-            slope, lift = slope[:1], None if lift is None else lift[:1]
-        return _dual(moved, F.conv2d(drift, kernel, None, *geometry).add_(F.conv2d(value, slope, lift, *geometry)))
+        moved = layer(value, kernel, start, *geometry)
+        change = (partial(_one_output, layer) if alike else layer)(value, slope, lift, *geometry)
+        if drift is not None:
+            return _dual(moved, layer(drift, kernel, None, *geometry).add_(change))
+        if not alike:
+            return _dual(moved, change)
+        result = _dual(moved, torch.empty_like(moved).copy_(change))
+        self.just = result, change
+        return result
 
     def _is_uniform(self, weight: Tensor) -> bool:
         return any(weight is each for each in self.uniform)
 
-    def _pooled(self, images: Tensor, *geometry: Any, **options: Any) -> Tensor:
+    def _pooled(self, alike: Tensor | None, images: Tensor, *geometry: Any, **options: Any) -> Tensor:
         value, drift = _duals.unpack_dual(images)
         pooled: Tensor
         pooled, places = F.max_pool2d(value, *geometry, **options)
         if drift is None:
             return pooled
         count, channels, height, width = places.shape
-        picked = _channels_last(drift).gather(1, _channels_last(places))
+        where = _channels_last(places)
+        if alike is None:
+            picked = _channels_last(drift).gather(1, where)
+        else:
+            picked = alike.flatten(1).gather(1, where.flatten(1))
         return _dual(pooled, picked.view(count, height, width, channels).permute(0, 3, 1, 2))
+
+
+def _one_output(layer: Any, value: Tensor, slope: Tensor, lift: Tensor | None, *geometry: Any) -> Tensor:
+    """The output, (N, 1) or (N, 1, H, W), of a layer whose weights are all alike and in one group."""
+    slope, lift = slope[:1, :1], None if lift is None else lift[:1]
+    made: Tensor
+    if layer is F.linear:
+        made = layer(value.sum(-1, keepdim=True), slope, lift)
+        return made
+    count = len(value)
+    summed = value.sum(1, keepdim=True).transpose(0, 1)  # images as channels: torch is slow where there is but one
+    slope, lift = slope.expand(count, -1, -1, -1), None if lift is None else lift.expand(count)
+    made = layer(summed, slope, lift, *geometry[:3], groups=count)  # what is cut off is the one group
+    return made.transpose(0, 1)
 
 
 def _dual(value: Tensor, change: Tensor) -> Tensor:

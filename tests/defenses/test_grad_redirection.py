@@ -156,12 +156,12 @@ class Standardized(nn.Conv2d):
 
 @torch.no_grad()
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("direction", "last"), [("all_ones", 1), ("watermark", 8)])
+@pytest.mark.parametrize(("direction", "first", "last"), [("all_ones", 20, 20), ("watermark", 4, 8)])
 def test_worths_are_those_of_torchs_forward_mode_for_less(
-    direction: str, last: int, bias: bool, context: Make, answers: Draw, images: Draw
+    direction: str, first: int, last: int, bias: bool, context: Make, answers: Draw, images: Draw
 ) -> None:
-    """The first convolution's images have no derivative, and channels that move alike are one: not those of groups, or
-    of what a network makes of its weights."""
+    """The first convolution's images have no derivative, and channels that move alike are one, those of 20 images side
+    by side: not those of groups, or of what a network makes of its weights."""
     defense = GradientRedirection.from_params({"direction": direction, "surrogate": "untrained"})
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=bias),
@@ -182,7 +182,42 @@ def test_worths_are_those_of_torchs_forward_mode_for_less(
     if direction == "watermark":
         assert torch.equal(worth, expected)
     torch.testing.assert_close(worth, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
-    assert counted.channels == [4, 4, 4, 4, 4, 8, 8, last, 6, 6, 6]
+    assert counted.channels == [4, first, 4, 4, 4, 8, last, 8, 6, 6, 6]
+
+
+def rectified_in_place() -> nn.Module:
+    convolution = nn.Conv2d(1, 3, 2, stride=(1, 2), padding=(1, 0), dilation=2)
+    return nn.Sequential(convolution, nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.LazyLinear(5))
+
+
+def without_convolutions() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(7, bias=False), nn.Tanh(), nn.Linear(7, 5))
+
+
+class Twice(nn.Module):
+    """Pools what one convolution makes of two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.last = nn.Conv2d(1, 3, 3), nn.Conv2d(1, 3, 3), nn.LazyLinear(5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        left = self.left(images)
+        return self.last(F.max_pool2d(self.right(images) + F.max_pool2d(left, 1), 2).flatten(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [rectified_in_place, without_convolutions, Twice])
+def test_what_stands_for_all_channels_is_what_was_just_computed(
+    make: Callable[[], nn.Module], context: Make, answers: Draw, images: Draw
+) -> None:
+    network, asked = make(), images(20)
+    network(asked)  # which tells lazy layers their size
+    defense = GradientRedirection(surrogate="untrained")
+    defense.prepare(replace(context(5), new_surrogate=lambda _: network))
+    expected = jvp(defense._logs(asked), (dict(network.named_parameters()),), (defense.towards,))[1]
+    worth = defense.worth(asked, answers(20, 5))
+    torch.testing.assert_close(worth, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("direction", ["min_inner_product", "orthogonal"])
