@@ -43,7 +43,7 @@ class DAWN(Defense):
         stage="deterrent",
         knob="rate",
         sweep=(0.001, 0.005, 0.02, 0.05),
-        preserves="All answers but one in two hundred.",
+        preserves="All answers but the share that is marked: by default one in two hundred.",
         weakness="It does not prevent stealing; averaging over slightly changed copies of an image removes the marks.",
     )
 

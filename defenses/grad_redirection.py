@@ -81,8 +81,9 @@ class GradientRedirection(Defense):
         knob="epsilon",
         sweep=(0.1, 0.2, 0.5, 0.8, 0.9, 1.0),
         preserves="Answers within an L1 budget; confident ones keep their top class while it is below 1.",
-        weakness="Where the budget leaves the top class in place, training on labels alone undoes it, "
-        "and it is made against one architecture at one stage of training.",
+        weakness="Labels alone undo it where the budget leaves the top class in place. It is made against one "
+        "architecture at one stage of training, and where its surrogate is distilled on the target's own data, it "
+        "hardly moves confident answers to images like those.",
     )
 
     def __post_init__(self) -> None:

@@ -25,10 +25,10 @@ class HODA(Detector):
     stays what it is at the end. Every ``num_s`` queries of an account make a histogram; its Pearson distance
     from that of the data, one minus their correlation, is the suspicion, which holds until the next is full.
 
-    Sadeghzadeh et al. (arXiv 2106.11424). Deviations: the target's own checkpoints are not kept, so that a network
-    of its architecture is trained as it was, in ``checkpoints`` equally long parts of whole epochs (11 for mnist's
-    four), on four fifths of the defender's images. The fifth that it has not seen gives the data's histogram, and the
-    limit: one in a thousand benign sequences, drawn from that fifth with repetition, exceeds it.
+    Sadeghzadeh et al. (arXiv 2106.11424). Deviations: the target's own checkpoints are not kept, so that a network of
+    its architecture is trained as it was, in ``checkpoints`` equally long parts of whole epochs (11 epochs for mnist,
+    whose recipe has four), on four fifths of the defender's images. The fifth that it has not seen gives the data's
+    histogram, and the limit: one in a thousand benign sequences, drawn from that fifth with repetition, exceeds it.
     Histograms do not overlap. What is kept of an account are the fewer than ``num_s`` hardnesses of an unfinished one.
     """
 

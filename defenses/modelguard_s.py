@@ -51,7 +51,9 @@ class ModelGuardS(Defense):
         sweep=(0.1, 0.2, 0.5, 1.0, 1.5, 2.0),
         preserves="The top class and an L1 budget; the same query gets the same answer again.",
         weakness="Training on labels alone undoes it. Released answers are exact answers to earlier queries, those of "
-        "other accounts included, and whoever asks first is told the truth.",
+        "other accounts included: whoever asks first is told the truth and decides what others are told. An attacker "
+        "can fill the lists, after which what is new is released as it is; the longer they are, the slower is every "
+        "answer.",
     )
 
     def prepare(self, context: DefenseContext) -> None:

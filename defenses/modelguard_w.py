@@ -18,10 +18,10 @@ _FLOOR = 1e-6
 class ModelGuardW(Defense):
     """Release the probabilities z with the smallest sum of z·log y that keep the top class and an L1 budget.
 
-    Minimal over all z on the simplex with ‖z - y‖ ≤ epsilon in L1 and z_top ≥ z_j + margin for every other class
-    j; 1e-6 is added to y before the logarithm. In words: half the budget is moved from the likeliest classes to the
-    least likely ones, as much to each as the top class still leads by the margin. That takes from the top class
-    itself until what it lowers is worth more than what it allows.
+    Minimal over all z on the simplex with ‖z - y‖ ≤ epsilon in L1 and z_top ≥ z_j + margin for every other class j;
+    1e-6 is added to y before the logarithm. In words: half the budget is moved from the likeliest classes to the least
+    likely ones, each of which is filled up to the margin below the top class. The top class itself is lowered as long
+    as what it gives is worth more than the room that it takes from the classes below it.
 
     Tang et al. (USENIX Security 2024), the form for attackers who train on answers as they come. The linear program
     is solved exactly for a whole batch (see `solve`), where the official code calls a solver for each answer.

@@ -59,8 +59,9 @@ class Noise(Defense):
         knob="scale",
         sweep=(0.02, 0.05, 0.1, 0.2, 0.5),
         preserves="Answers near the target's, and their top class, where their gaps are large beside the noise.",
-        weakness="Averaging repeated answers leaves the bias alone that the way back to the simplex and a budget give "
-        "them (none for dirichlet without a budget), a fixed function of the answer that can be inverted.",
+        weakness="Averaging repeated answers removes the noise. What remains is the bias that the way back to the "
+        "simplex and a budget give them, none for dirichlet without a budget: a fixed function of the answer, to be "
+        "inverted.",
     )
 
     def __post_init__(self) -> None:

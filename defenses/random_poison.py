@@ -18,8 +18,9 @@ class RandomPoison(Defense):
     The L1 distance to the clean answer y is epsilon·(1 - y_j): nearly the budget, since j is rarely a likely class.
     The top class stays where it leads j by (epsilon/2) / (1 - epsilon/2) or more. Over draws, every class but the top
     one gains (epsilon/2) / (K - 1), K being the number of classes; a lead below that over 1 - epsilon/2 is therefore
-    reversed in the mean (0.091 with ten classes and the default). Between two classes there is but one j: the answer is
-    a fixed function of y, and draws nothing. At epsilon = 2 nothing of y is left but its top class.
+    reversed in the mean (0.091 with ten classes and the default). Between two classes there is but one j: the answer
+    is a fixed function of y, and draws nothing. At epsilon = 2 an answer is a wrong class, and names the top one only
+    by never being it.
 
     The "Random" baseline in the code of Mazeika, Li and Forsyth (ICML 2022), who sweep epsilon from 0 to 1. There
     every query is answered once, so that it is not said whether asking again gives another draw; here it does.
@@ -41,9 +42,9 @@ class RandomPoison(Defense):
         knob="epsilon",
         sweep=(0.1, 0.2, 0.5, 0.8, 0.9, 1.0),
         preserves="Answers within an L1 budget; confident ones keep their top class while it is below 1.",
-        weakness="Two different answers to one image give the clean one: the smaller of each probability, rescaled "
-        "(between two classes all answers are one, which can be inverted). "
-        "So does the mean of many, less the equal share of poison that every class but the top one gets.",
+        weakness="Below an epsilon of 2 two different answers to one image give the clean one: the smaller of each "
+        "probability, rescaled (between two classes all answers are one, which can be inverted). So does the mean of "
+        "many, less the equal share of poison that every class but the top one gets.",
     )
 
     def prepare(self, context: DefenseContext) -> None:

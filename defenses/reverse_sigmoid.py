@@ -49,7 +49,8 @@ class ReverseSigmoid(Defense):
         knob="beta",
         sweep=(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28),
         preserves="The top class while beta is small for the number of classes, but not the confidences.",
-        weakness="It is one scalar function for all probabilities, which an attacker can fit and invert.",
+        weakness="It is one scalar function for all probabilities, which an attacker can fit and invert; labels alone "
+        "undo it while the top class stays.",
     )
 
     def __post_init__(self) -> None:

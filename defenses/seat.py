@@ -23,11 +23,11 @@ _CHUNK = 256
 class SEAT(Detector):
     """Count the queries of an account that an encoder finds similar to an earlier one; fifty are an attack.
 
-    The encoder is the target without its last layer, trained on: an image and a changed copy of it are to be near
-    each other, an image and another one at least ``margin`` apart. The copies are shifted ones, and, which makes it
-    robust, adversarial ones, moved within an L-infinity ball to where the encoder finds them least alike. A query
-    nearer to an earlier one than the limit, and not kept for comparison then, makes a pair. The suspicion
-    is the number of pairs; the account is cancelled, and all that it asks from there on flagged, at the given number.
+    The encoder is the target without its last layer, trained on: an image and a changed copy of it are to be near each
+    other, an image and another one at least ``margin`` apart. The copies are shifted ones, and, which makes it robust,
+    adversarial ones, moved within an L-infinity ball to where the encoder finds them least alike. A query nearer to a
+    kept one than the limit makes a pair, and is not kept itself. The suspicion is the number of pairs; the account is
+    canceled, and all that it asks from there on flagged, at the given number.
 
     Zhang, Chen and Wagner (AISec 2021). Loss, margin (the root of 10), single nearest neighbor, number of pairs,
     ten epochs, and the quantile to which the limit is fitted are read from their released code, in part experimental,
@@ -44,7 +44,7 @@ class SEAT(Detector):
     it.
     """
 
-    pairs: int = param(50, "similar queries at which an account is cancelled", ge=1)
+    pairs: int = param(50, "similar queries at which an account is canceled", ge=1)
     false_positives: float = param(0.001, "share of benign queries that may be found similar to another", gt=0, lt=1)
     margin: float = param(10**0.5, "distance from each other that the encoder gives to different images", gt=0)
     epsilon: float = param(0.03, "L-infinity radius of adversarial copies, in pixel units", gt=0, le=1)

@@ -32,7 +32,7 @@ class TopK(Defense):
         knob="k",
         sweep=(10, 5, 3, 2, 1),
         preserves="The top class and the relative probabilities of the k best classes.",
-        weakness="The kept classes hold most of the information, and the top class can always be trained on.",
+        weakness="Training on labels alone undoes it.",
     )
 
     def __post_init__(self) -> None:

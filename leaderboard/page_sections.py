@@ -133,9 +133,12 @@ class DefenseSection(Section):
         families: dict[str, list[DefenseRow]] = defaultdict(list)
         for row in self.rows:
             families[row.family].append(row)
+        several = len(self.headers) > 1
+        stolen = "worst case: stolen share" if several else "stolen share"
         for family, rows in families.items():
-            yield f"**{family.capitalize()}: what it costs, and its worst case**"
-            yield table(_COSTS, [_cost_line(row, records, machines) for row in rows], right=range(1, len(_COSTS) - 1))
+            yield f"**{family.capitalize()}: what it costs, and {'its worst case' if several else 'what is stolen'}**"
+            lines = [[*_cost_line(row, records, machines), _worst_case(row, records)] for row in rows]
+            yield table([*_COSTS, stolen], lines, right=range(1, len(_COSTS)))
             yield f"**{family.capitalize()}: clone accuracy %**"
             header = ["defense", *self.headers, "its own recovery"]
             lines = [self._stolen_line(row, records) for row in rows]
@@ -154,6 +157,9 @@ class DefenseSection(Section):
         return score.note
 
 
+TIMED_IN_TURNS = "2026-11-29T22:08"
+"""From when on a record's latency ratio compares two paths that were timed in turns, in UTC. Those from before are off
+by up to three, and not shown."""
 _COSTS = [
     "defense",
     "accuracy %",
@@ -166,7 +172,6 @@ _COSTS = [
     "latency ratio at 1",
     "latency ratio at 256",
     "runs",
-    "worst case: stolen share",
 ]
 
 
@@ -174,7 +179,7 @@ def _cost_line(row: DefenseRow, records: Records, machines: Machines) -> list[st
     done = [record for runs in row.runs for record in runs.done(records)]
     count = f"{len(done)} of {sum(len(runs.specs) for runs in row.runs)}"
     if not done:
-        return [row.defense, *[MISSING] * (len(_COSTS) - 3), count, "missing"]
+        return [row.defense, *[MISSING] * (len(_COSTS) - 2), count]
 
     def worst(value: Callable[[Paid], float], choose: Callable[[list[float]], float] = max) -> float:
         """The worst of the cells' means: what an attack's traffic does to a defense must not be averaged away."""
@@ -190,11 +195,17 @@ def _cost_line(row: DefenseRow, records: Records, machines: Machines) -> list[st
         f"{100 * worst(lambda paid: paid.argmax_changed):.1f}",
         f"{worst(lambda paid: paid.nll):.3f}",
         f"{100 * worst(lambda paid: paid.ece):.1f}",
-        machines.medians(done, lambda record: record.timing.latency_ratio.get("1")),
-        machines.medians(done, lambda record: record.timing.latency_ratio.get("256")),
+        machines.medians(done, _latency("1")),
+        machines.medians(done, _latency("256")),
         count,
-        _worst_case(row, records),
     ]
+
+
+def _latency(size: str) -> Callable[[Record], float | None]:
+    def ratio(record: Record) -> float | None:
+        return record.timing.latency_ratio.get(size) if record.timing.created_utc >= TIMED_IN_TURNS else None
+
+    return ratio
 
 
 def _worst_case(row: DefenseRow, records: Records) -> str:
@@ -202,6 +213,8 @@ def _worst_case(row: DefenseRow, records: Records) -> str:
 
     One of fewer seeds than are due bounds nothing: they are given in its stead.
     """
+    if not any(runs.done(records) for runs in row.runs):
+        return "missing"
     scores = {header: runs.score(records) for header, runs in row.columns.items()}
     shares = {
         header: score.stolen_share for header, score in scores.items() if score and score.ranked and score.stolen_share

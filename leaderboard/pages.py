@@ -223,7 +223,7 @@ def _remarks(section: Section, records: Records) -> Iterator[str]:
 
 
 def _targets(section: Section, records: Records) -> Iterator[str]:
-    """How good the targets are, and which rows did not attack the weights that most runs attacked."""
+    """How good the targets are, which weights were attacked, and by which rows others than by most."""
     attacked: dict[str, Counter[str]] = defaultdict(Counter)
     accuracies: dict[str, set[str]] = defaultdict(set)
     rows: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -235,8 +235,9 @@ def _targets(section: Section, records: Records) -> Iterator[str]:
         for (name, digest), count in Counter((name, target.digest) for name, target in done).items():
             rows[name, digest].append(f"{runs.condition} ({count} of {len(done)} runs)")
     for name in sorted(attacked):
-        yield f"Undefended accuracy of {name}: {' to '.join(_ends(accuracies[name]))} %."
         most, *others = sorted(attacked[name], key=lambda digest: (-attacked[name][digest], digest))
+        only = "" if others else f", of the weights {most[:8]}"
+        yield f"Undefended accuracy of {name}: {' to '.join(_ends(accuracies[name]))} %{only}."
         if others:
             total, usual = attacked[name].total(), attacked[name][most]
             there = ", ".join(dict.fromkeys(row for digest in others for row in rows[name, digest]))

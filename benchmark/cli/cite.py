@@ -20,10 +20,10 @@ def cite(names: tuple[str, ...]) -> None:
     from .lookup import find
 
     found = [component for name in names for component in find(name)]
-    entries = [cls.paper.bibtex() for _, _, cls in found if cls.paper is not None] if names else [_own()]
+    entries = [cls.paper.bibtex() for _, _, cls, _ in found if cls.paper is not None] if names else [_own()]
     if entries:
         click.echo("\n\n".join(dict.fromkeys(entries)))
-    for kind, name, cls in found:
+    for kind, name, cls, _ in found:
         if cls.paper is None:
             click.echo(f"{kind} {name} has no paper: it is a control or common practice", err=True)
 

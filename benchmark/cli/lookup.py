@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from ...components import GROUPS, Component, load_class, names, parse_spec
 from ...errors import UnknownName, UsageError
 
-Found = tuple[str, str, type[Component]]
-"""Kind, name and class."""
+Found = tuple[str, str, type[Component], dict[str, str]]
+"""Kind, name, class, and what it is set to, as text."""
 
 
 def find(name: str) -> list[Found]:
@@ -16,14 +16,14 @@ def find(name: str) -> list[Found]:
     """
     kind, _, rest = name.partition(":")
     if kind in GROUPS and rest:
-        bare, _ = parse_spec(rest)
-        return [(kind, bare, load_class(kind, bare))]
-    bare, _ = parse_spec(name)
+        bare, params = parse_spec(rest)
+        return [(kind, bare, load_class(kind, bare), params)]
+    bare, params = parse_spec(name)
     kinds = [kind for kind in GROUPS if bare in names(kind)]
     if not kinds:
         every = {known for kind in GROUPS for known in names(kind)}
         raise UnknownName("component", bare, every, hint="a class in a file is KIND:FILE.py:CLASS")
-    return [(kind, bare, load_class(kind, bare)) for kind in kinds]
+    return [(kind, bare, load_class(kind, bare), params) for kind in kinds]
 
 
 def find_one(words: Sequence[str]) -> Found:
@@ -35,8 +35,10 @@ def find_one(words: Sequence[str]) -> Found:
         raise UsageError(f"{' '.join(words)!r} is too much: write NAME or KIND NAME")
     if len(words) == 2 and words[0] not in GROUPS:
         raise UnknownName("kind", words[0], GROUPS)
+    if len(words) == 1 and words[0] in GROUPS and words[0] not in names(words[0]):
+        raise UsageError(f"which {words[0]}? write {words[0]} NAME; `msbench list` shows the names")
     found = find(":".join(words))
     if len(found) > 1:
-        kinds = " and ".join(f"a {kind}" for kind, _, _ in found)
+        kinds = " and ".join(f"a {kind}" for kind, *_ in found)
         raise UsageError(f"{words[-1]!r} is {kinds}: write {found[0][0]}:{words[-1]}, say")
     return found[0]

@@ -131,7 +131,11 @@ def _seeds_option(name: str, text: str) -> Callable[[Callable[..., None]], Calla
     show_default=True,
     help="Runs of the grid that take turns in this process: several seeds on a GPU that one does not fill.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the grid and its cost, and run nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the grid and its cost, and run nothing. What depends on the target is checked when a run starts.",
+)
 @click.option(
     "-c",
     "--config",

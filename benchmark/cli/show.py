@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def show(name: tuple[str, ...], store: Path) -> None:
     """Show a component's parameters, traits and paper, or the report of a run.
 
-    A name that two kinds share is written KIND NAME, and so is a class in a file: defense FILE.py:CLASS. A
-    run is named by the twelve hexadecimal digits of its id.
+    A name that two kinds share is written KIND NAME, and so is a class in a file: defense FILE.py:CLASS. Traits
+    are those of the setting: noise:per_input=true. A run is named by the twelve hexadecimal digits of its id.
     """
     if len(name) == 1 and re.fullmatch(r"[0-9a-f]{12}", name[0]):
         _show_run(name[0], store)
@@ -53,11 +53,13 @@ def _show_component(found: "Found") -> None:
     from .display import stdout, table
     from .wording import parameters, reference, traits
 
-    kind, name, cls = found
-    click.echo(f"{name} ({kind}, version {cls.version}, {_origin(kind, name)})\n")
+    kind, name, cls, params = found
+    component = cls.from_params(params) if params else cls
+    setting = ":" + ",".join(f"{key}={value}" for key, value in params.items()) if params else ""
+    click.echo(f"{name}{setting} ({kind}, version {cls.version}, {_origin(kind, name)})\n")
     click.echo(inspect.getdoc(cls))
     for heading, lines in {
-        "Traits": traits(cls),
+        "Traits": traits(component),
         "Paper": [reference(cls.paper), f"BibTeX: msbench cite {kind}:{name}"] if cls.paper else [],
     }.items():
         if lines:

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 import unicodedata
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def parameters(cls: "type[Component]") -> list[tuple[str, str, str, str, str]]:
         (
             field.name,
             _type_name(hints[field.name]),
-            "required" if field.default is dataclasses.MISSING else str(field.default),
+            _default(field.default),
             _range(hints[field.name], field.metadata.get("bounds", {})),
             field.metadata.get("doc", ""),
         )
@@ -64,10 +65,20 @@ def parameters(cls: "type[Component]") -> list[tuple[str, str, str, str, str]]:
     ]
 
 
+def _default(value: Any) -> str:
+    if value is dataclasses.MISSING:
+        return "required"
+    return "none" if value is None else str(value)
+
+
 def _type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "choice"
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    if isinstance(hint, UnionType):
+        return " or ".join(map(_type_name, get_args(hint)))
+    if hint is NoneType:
+        return "none"
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _range(hint: Any, bounds: dict[str, float]) -> str:
@@ -76,18 +87,22 @@ def _range(hint: Any, bounds: dict[str, float]) -> str:
     return ", ".join(f"{sign} {bound}" for sign, bound in bounds.items())
 
 
-def traits(cls: "type[Component]") -> list[str]:
-    """What an attack, a recovery or a defense says about itself, a sentence each; other kinds say nothing."""
+def traits(component: "Component | type[Component]") -> list[str]:
+    """What an attack, a recovery or a defense says about itself, a sentence each; other kinds say nothing.
+
+    A setting may differ from its class.
+    """
     from ...attacks.base import Attack
     from ...attacks.recovery.base import Recovery
     from ...defenses.base import Defense
 
+    cls = component if isinstance(component, type) else type(component)
     if issubclass(cls, Attack):
-        return _attack_traits(cls.traits)
+        return _attack_traits(component.traits)  # type: ignore[union-attr]
     if issubclass(cls, Recovery):
-        return _recovery_traits(cls.traits)
+        return _recovery_traits(component.traits)  # type: ignore[union-attr]
     if issubclass(cls, Defense):
-        return _defense_traits(cls.traits)
+        return _defense_traits(component.traits)  # type: ignore[union-attr]
     return []
 
 

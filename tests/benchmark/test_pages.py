@@ -1,5 +1,7 @@
 """The pages of documentation: plans that resolve, campaigns that continue, and tables made from records alone."""
 
+import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from msbench import targets
 from msbench.benchmark import runner
 from msbench.benchmark.cli import sweep
 from msbench.benchmark.cli.main import cli
@@ -51,6 +54,15 @@ def test_the_pages_leave_no_attack_recovery_or_defense_out(packaged: dict[str, C
     assert {info.recovery.name for info in infos} >= set(names("recovery"))
     shown = [plan.info for plan in packaged["defenses"].cells.values()]
     assert {info.defense.name for info in shown} == set(names("defense"))
+
+
+@pytest.mark.parametrize("name", pages.PAGES)
+def test_the_weights_that_a_page_names_are_those_that_come_with_msbench(name: str) -> None:
+    weights = Path(targets.__file__).with_name("weights").glob("*/*.json")
+    digests = {json.loads(path.read_text(encoding="utf-8"))["digest"][:8] for path in weights}
+    named = re.findall(r"\b[0-9a-f]{8}\b", pages.plan_text(name))
+    assert named
+    assert set(named) <= digests
 
 
 def test_a_packaged_page_without_records_shows_everything_as_missing(packaged: dict[str, Campaign]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import re
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -101,6 +102,23 @@ def test_show(call):
 def test_show_of_a_shared_name(call, refused, words):
     assert "a defense and a recovery" in refused("show", "none")
     assert call("show", *words).stdout.startswith("none (defense")
+
+
+def test_show_of_a_setting_tells_its_own_traits(call, refused):
+    assert "Ranked among: randomized defenses." in call("show", "noise").stdout
+    fixed = call("show", "defense", "noise:per_input=true").stdout
+    assert fixed.startswith("noise:per_input=true (defense")
+    assert "Ranked among: deterministic defenses." in fixed
+    assert "slightly changed images" in fixed
+    assert "k=0 is out of range" in refused("show", "topk:k=0")
+
+
+def test_show_of_a_kind_alone(refused):
+    assert "which defense? write defense NAME" in refused("show", "defense")
+
+
+def test_show_of_a_parameter_that_may_be_none(call):
+    assert re.search(r"epsilon +float or none +none +> 0", call("show", "noise").stdout)
 
 
 def test_show_of_everything(call):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msbench.components import load
 from msbench.defenses.base import Traits
 from msbench.defenses.detection import Account, Detector, confuse, limit_for, split
 from msbench.defenses.ood_gate import OODGate
@@ -91,6 +92,23 @@ def test_a_confused_answer_holds_the_same_numbers_and_another_top(answers, class
     assert torch.equal(confused.sort(dim=1).values, probs.sort(dim=1).values)
     second = probs.topk(2, dim=1).indices[:, 1]
     assert torch.equal(confused.argmax(dim=1), second)
+
+
+def test_three_classes_change_places_in_a_ring():
+    probs = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]])
+    assert torch.equal(confuse(probs), torch.tensor([[0.15, 0.5, 0.3, 0.05], [0.1, 0.3, 0.4, 0.2]]))
+
+
+@pytest.mark.parametrize("name", ["ood_gate", "hoda", "seat"])
+def test_nothing_is_trained_on_the_images_that_a_limit_is_fitted_to(name, context, monkeypatch):
+    trained_on = []
+    monkeypatch.setattr(f"msbench.defenses.{name}.train", lambda _, images, *__, **___: trained_on.append(images))
+    made = context(seed=613)
+    load("defense", name).prepare(made)
+    seen, unseen = split(made)
+    assert [len(images) for images in trained_on] == [len(seen)]
+    assert len(seen) + len(unseen) == len(made.data())
+    assert len(unseen) == 26
 
 
 @given(st.integers(1, 3000), st.sampled_from([0.001, 0.01, 0.1, 0.5]))

@@ -119,3 +119,12 @@ def test_the_hash_has_as_many_classes_as_the_architecture(learned: DefenseContex
     defense = EDM(members=2)
     defense.prepare(replace(learned, recipe=replace(RECIPE, epochs=1)))
     assert defense.network.classes == 6  # of four turns of six classes
+
+
+def test_the_objective_weighs_the_mean_coherence_on_unrelated_images(context: Make, images: Draw) -> None:
+    members = nn.ModuleList(context(4).new_surrogate(seed) for seed in range(3))
+    known, labels, unrelated = images(8), torch.arange(8) % 4, images(5, seed=1)
+    expected = sum(F.cross_entropy(member(known), labels) for member in members)
+    answers = torch.stack([member(unrelated).softmax(dim=1) for member in members])
+    expected = expected + 2 * coherence(answers).mean()
+    torch.testing.assert_close(EDM(diversity=2.0).loss(members, known, labels, unrelated), expected)

@@ -88,6 +88,47 @@ def test_fitting_ends_when_the_matrix_moves_little_on_average(
     assert len(begun) == passes
 
 
+def test_fitting_ends_when_the_diagonal_has_risen_three_times(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    rate = EMMA._rate
+    monkeypatch.setattr(EMMA, "_rate", lambda self, epoch: (begun.append(epoch), rate(self, epoch))[1])
+
+    def descend(self: Transition, loss: Tensor, rate: float) -> None:
+        with torch.no_grad():
+            self.matrix[0, 0] += 5.0
+
+    monkeypatch.setattr(Transition, "descend", descend)
+    EMMA(early=0, epochs=9, batch=512, lr=0.02).prepare(context(10))
+    assert len(begun) == 3
+
+
+def test_the_matrix_has_a_rate_of_its_own(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(Transition, "descend", lambda self, loss, rate: rates.append(rate))
+    EMMA(early=0, epochs=2, batch=512, matrix_rate=0.125, tolerance=0.0).prepare(context(10))
+    assert set(rates) == {0.125}
+
+
+def test_the_students_rate_falls_to_a_thousandth_along_a_cosine() -> None:
+    emma = EMMA(lr=0.5, early=0, epochs=10)
+    assert [emma._rate(epoch) for epoch in (0, 5, 10)] == pytest.approx([0.5, 0.25025, 0.0005])
+
+
+def test_the_student_learns_from_what_is_released(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a matrix that makes all answers equal, a student of a confident target becomes undecided."""
+    students: list[nn.Module] = []
+    monkeypatch.setattr(Transition, "descend", lambda self, loss, rate: self.matrix.data.fill_(0.25))
+    monkeypatch.setattr(
+        "msbench.defenses.emma.outer_loss", lambda student, *_: students.append(student) or torch.zeros(())
+    )
+    made = context(4)
+    target = made.target()
+    target[-1].weight.mul_(100)
+    EMMA(early=0, epochs=30, batch=64, tolerance=0.0, lr=0.1).prepare(replace(made, target=lambda: target))
+    pixels, _ = made.data().take(torch.arange(64))
+    assert float(students[-1].eval()(pixels).softmax(dim=1).amax(dim=1).mean()) < 0.5
+
+
 def test_less_alignment_takes_more_from_the_diagonal(context: Make) -> None:
     made, traces = context(4), []
     target = made.target()

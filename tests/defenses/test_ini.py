@@ -136,3 +136,15 @@ def test_training_is_reproducible_from_the_seed(
         found.append(answers(given, images(9)))
     assert torch.equal(found[0], found[1])
     assert not torch.allclose(found[0], found[2])
+
+
+def test_training_follows_the_projected_gradients(context: Make, monkeypatch: pytest.MonkeyPatch, images: Draw) -> None:
+    """What is brought down has their gradient and no value, which the sum of the losses would have."""
+    values: list[float] = []
+
+    def train(*_: object, objective: Callable[[Tensor, Tensor], Tensor], **__: object) -> None:
+        values.append(objective(images(6), torch.arange(6) % 4).item())
+
+    monkeypatch.setattr("msbench.defenses.ini.train", train)
+    InI().prepare(context(4, seed=517))
+    assert values == pytest.approx([0.0], abs=1e-5)

@@ -176,3 +176,10 @@ def test_what_does_not_fit_dirichlet_is_refused() -> None:
         Noise(distribution="dirichlet", scale=1.0)
     with pytest.raises(BadParameter, match="drawn, not added"):
         Noise(distribution="dirichlet", on="logits")
+
+
+def test_noise_on_logits_starts_from_a_floor(context: Make) -> None:
+    noise = Noise(on="logits", scale=1e-6)
+    noise.prepare(context())
+    released = noise.release(torch.eye(10), torch.zeros(10, 1, 6, 6))
+    torch.testing.assert_close(released[0, 1:], torch.full((9,), 1e-7), rtol=1e-3, atol=0)

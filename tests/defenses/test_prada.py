@@ -152,3 +152,18 @@ def test_a_class_asked_about_in_one_batch_takes_few_passes(prada, monkeypatch):
 @pytest.mark.parametrize("name", ["prada", "seat", "hoda"])
 def test_tells_that_accounts_are_forgotten(name):
     assert f"At most {ACCOUNTS} accounts are remembered" in load("defense", name).traits.weakness
+
+
+def test_the_newest_distances_are_tested(prada, monkeypatch):
+    """Of 150 at most, however many there were, and however they came."""
+    monkeypatch.setattr(msbench.defenses.prada, "shapiro_wilk", lambda distances, _: float(distances.sum()))
+    probs, images = stream(600)
+    unbounded, bounded = prada(action="none"), prada(action="none", window=150)
+    unbounded.release(probs, images)
+    for some, asked in zip(probs.split(70), images.split(70), strict=True):
+        bounded.release(some, asked)
+    everything, kept = (each.accounts["customer"] for each in (unbounded, bounded))
+    newest = everything["distances"][-150:]
+    assert float(bounded.scores[-1]) == pytest.approx(1 - float(newest.sum()), abs=1e-3)
+    torch.testing.assert_close(kept["distances"], newest, rtol=0, atol=1e-5)
+    assert torch.equal(kept["distance_classes"], everything["distance_classes"][-150:])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msbench.benchmark.checks import stored
 from msbench.defenses.detection import split
-from msbench.defenses.seat import SEAT, first_come, without_head
+from msbench.defenses.seat import SEAT, _others, first_come, without_head
 from msbench.errors import BadParameter
 from msbench.targets.datasets.base import TensorImages
 from msbench.targets.training import Recipe
@@ -162,3 +162,21 @@ def test_rates_finer_than_the_images_held_out_give_one_limit(make_seat):
     """Of 26 images the two nearest share their distance, so that rates differ from 3/27 on."""
     limits = [make_seat(false_positives=rate).similar for rate in (0.001, 0.03, 0.1, 0.111, 0.112)]
     assert limits[0] == limits[1] == limits[2] == limits[3] < limits[4]
+
+
+def test_nobody_is_their_own_neighbor_beyond_the_first_part():
+    codes = torch.rand(1500, 3, generator=torch.Generator().manual_seed(0))
+    gaps = (codes[:, None] - codes).norm(dim=2).fill_diagonal_(torch.inf)
+    found = torch.cat([_others(codes, start) for start in (0, 1024)])
+    torch.testing.assert_close(found, gaps.amin(dim=1))
+
+
+def test_the_newest_queries_are_remembered(make_seat, monkeypatch):
+    """Of three the first is forgotten: another like the last makes a pair, one like the first does not."""
+    seat = make_seat(memory=2)
+    monkeypatch.setattr(seat, "encode", lambda images: images.flatten(1)[:, :1])
+    seat.similar, counts = 0.1, []
+    for value in (0.0, 0.5, 1.0, 1.0, 0.0):
+        seat.release(torch.full((1, 4), 0.25), torch.full((1, 1, 6, 6), value))
+        counts += seat.scores.tolist()
+    assert counts == [0, 0, 0, 1, 1]

@@ -14,7 +14,16 @@ Draw = Callable[..., Tensor]
 
 @pytest.mark.parametrize(
     ("share", "num_classes", "kept"),
-    [(0.1, 100, 10), (0.1, 200, 20), (0.1, 30, 3), (0.1, 10, 2), (0.2, 43, 9), (0.5, 2, 2), (1.0, 10, 10)],
+    [
+        (0.1, 100, 10),
+        (0.1, 200, 20),
+        (0.1, 30, 3),
+        (0.1, 10, 2),
+        (0.1, 43, 4),
+        (0.2, 43, 9),
+        (0.5, 2, 2),
+        (1.0, 10, 10),
+    ],
 )
 def test_keeps_a_share_of_the_classes(share: float, num_classes: int, kept: int, context: Make, answers: Draw) -> None:
     stingy = StingyTeacher(share=share)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from msbench.leaderboard.page_sections import AttackRow, AttackSection, DefenseRow, DefenseSection
+from msbench.leaderboard.page_sections import TIMED_IN_TURNS, AttackRow, AttackSection, DefenseRow, DefenseSection
 from msbench.leaderboard.pages import Page, Runs, Section, render
 from msbench.leaderboard.record import Record
 from msbench.leaderboard.texts import MISSING
@@ -140,6 +140,8 @@ def test_a_reader_is_told_what_else_matters(make_record: Make) -> None:
     assert "- dualstudent + oracle_bayes against topk: 6,400 of 60,000 queries were spent (six rounds)\n" in text
     assert "- dualstudent + oracle_bayes against topk: flag: odd\n" in text
     assert "- Undefended accuracy of digits/lenet5: 98.0 to 98.7 %.\n" in text
+    alone = render(attacks(AttackRow(runs=runs_of(bound))), by_id(bound))
+    assert f"- Undefended accuracy of digits/lenet5: 98.7 %, of the weights {bound.target.digest[:8]}.\n" in alone
     assert "digits/lenet5 was trained 2 times" in text
     assert f"1 of 2 runs attacked the weights {min(bound.target.digest, 'cd' * 32)[:8]}, these others: " in text
     assert "these others: dualstudent + oracle_bayes against topk (1 of 2 runs).\n" in text
@@ -203,7 +205,10 @@ def test_a_share_of_some_seeds_bounds_nothing(make_record: Make) -> None:
 
 def test_costs_are_the_worst_of_the_cells_means(make_record: Make) -> None:
     """Two cells: the means are 0.95 and 0.90, and neither the least of all (0.88) nor the mean of all counts."""
-    one = [make_record(spec__seed=i, paid__defended_accuracy=a, paid__nll=a) for i, a in enumerate((0.94, 0.96))]
+    one = [
+        make_record(spec__seed=i, paid__defended_accuracy=a, paid__nll=a, timing__created_utc=TIMED_IN_TURNS)
+        for i, a in enumerate((0.94, 0.96))
+    ]
     distances = [{"mean": 0.1 + i, "p95": 0.2, "max": 0.3 + i} for i in range(2)]
     two = [
         make_record(
@@ -213,6 +218,7 @@ def test_costs_are_the_worst_of_the_cells_means(make_record: Make) -> None:
             paid__nll=a,
             paid__l1=distances[i],
             timing__latency_ratio={"1": 1.0 + i, "256": 3.0},
+            timing__created_utc=TIMED_IN_TURNS,
         )
         for i, a in enumerate((0.88, 0.92))
     ]
@@ -220,6 +226,24 @@ def test_costs_are_the_worst_of_the_cells_means(make_record: Make) -> None:
     cost, _ = rows_of(render(page, by_id(*one, *two)), "topk")
     assert (cost["accuracy %"], cost["NLL"], cost["L1 mean"], cost["L1 max"]) == ("90.0", "0.950", "0.600", "1.300")
     assert (cost["latency ratio at 1"], cost["latency ratio at 256"]) == ("1.02", "2.05")
+
+
+def test_latency_ratios_from_before_they_were_timed_in_turns_do_not_count(make_record: Make) -> None:
+    old = make_record(timing__latency_ratio={"1": 9.0, "256": 9.0}, timing__created_utc="2026-11-29T22:07:59+00:00")
+    new = make_record(
+        spec__seed=1, timing__latency_ratio={"1": 1.5, "256": 1.25}, timing__created_utc="2026-11-29T22:08:00+00:00"
+    )
+    page = defenses(row_of(one=runs_of(old, new)))
+    for records, shown in ((by_id(old, new), ("1.50", "1.25")), (by_id(old), (MISSING, MISSING))):
+        cost, _ = rows_of(render(page, records), "topk")
+        assert (cost["latency ratio at 1"], cost["latency ratio at 256"]) == shown
+
+
+def test_one_attack_has_no_worst_case(make_record: Make) -> None:
+    record = make_record()
+    text = render(defenses(row_of(one=runs_of(record))), by_id(record))
+    assert "worst case" not in text
+    assert rows_of(text, "topk")[0]["stolen share"].endswith(" one")
 
 
 def test_families_have_tables_of_their_own(make_record: Make) -> None:
