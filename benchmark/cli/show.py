@@ -50,13 +50,13 @@ def _show_run(run_id: str, root: Path) -> None:
 
 
 def _show_component(found: "Found") -> None:
+    from ...components import format_spec
     from .display import stdout, table
     from .wording import parameters, reference, traits
 
     kind, name, cls, params = found
     component = cls.from_params(params) if params else cls
-    setting = ":" + ",".join(f"{key}={value}" for key, value in params.items()) if params else ""
-    click.echo(f"{name}{setting} ({kind}, version {cls.version}, {_origin(kind, name)})\n")
+    click.echo(f"{format_spec(name, params)} ({kind}, version {cls.version}, {_origin(kind, name)})\n")
     click.echo(inspect.getdoc(cls))
     for heading, lines in {
         "Traits": traits(component),
