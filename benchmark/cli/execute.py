@@ -1,6 +1,7 @@
 """Running a grid's cells one after the other, and telling how each ended."""
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -126,6 +127,9 @@ def _explain(record: "Record", path: Path, *, verbose: bool) -> None:
     click.echo(f"Error: run {record.run_id} failed: {reason} (record: {path})", err=True)
 
 
+_STOPPING = "stopping after this step; once more to stop at once"
+
+
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
     """An event set by SIGINT or SIGTERM, so that state can be saved; the second signal kills."""
@@ -135,7 +139,10 @@ def stopping() -> Iterator[threading.Event]:
         stop.set()
         for each in before:
             signal.signal(each, signal.SIG_DFL)
-        click.echo("stopping after this step; once more to stop at once", err=True)
+        try:
+            click.echo(_STOPPING, err=True)
+        except RuntimeError:  # the signal came amid a write to stderr, whose buffer must not be entered again
+            os.write(2, f"{_STOPPING}\n".encode())
 
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     for each in before:
