@@ -58,8 +58,8 @@ class MAD(Defense):
         sweep=(0.1, 0.2, 0.5, 0.8, 0.9, 1.0),
         preserves="Answers within an L1 budget; confident ones keep their top class while it is below 1.",
         weakness="It is a fixed function of the answer and of a surrogate whose choice matters little: a table made "
-        "with the known defense (`bayes`) undoes most of it. Labels alone do where the budget leaves the top class in "
-        "place.",
+        "with the known defense (`bayes`) can undo most of it. Labels alone do where the budget leaves the top class "
+        "in place.",
     )
 
     def prepare(self, context: DefenseContext) -> None:

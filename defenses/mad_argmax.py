@@ -50,7 +50,8 @@ class MADArgmax(MAD):
         knob="epsilon",
         sweep=(0.1, 0.2, 0.5, 0.8, 0.9, 1.0),
         preserves="Answers within an L1 budget, and their top class.",
-        weakness="Training on labels alone undoes it; a table made with the known defense (`bayes`) brings back more.",
+        weakness="Training on labels alone undoes it; a table made with the known defense (`bayes`) can bring back "
+        "more.",
     )
 
     def goal(self, clean: Tensor, images: Tensor) -> Tensor:
